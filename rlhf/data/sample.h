@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include <nlohmann/json_fwd.hpp>
+
+#include "rlhf/core/ids.h"
+
+namespace rlhf {
+
+/// What a policy is asked. `reference` is whatever the task's reward needs (a gold answer, a shortest path
+/// ...), as the text of one JSON value, so that this struct stays free of any task.
+struct Prompt {
+  PromptId id = 0;
+  std::vector<TokenId> tokens;
+  std::string text;       ///< the rendered text behind `tokens`; for logs and rules
+  std::string task;       ///< task kind, e.g. "intent"; rewards and reports group by it
+  std::string reference;  ///< JSON text; empty when the task needs none
+};
+
+/// Why a response ended.
+enum class FinishReason { kStop, kLength, kStopString, kCancelled };
+/// Returns "stop", "length", "stop_string" or "cancelled".
+const char* to_string(FinishReason reason);
+
+/// One response of a policy to one prompt. All per-token vectors have the length of `tokens`.
+struct Sample {
+  PromptId prompt_id = 0;
+  std::uint32_t sample_index = 0;              ///< 0 .. samples_per_prompt - 1
+  std::vector<TokenId> tokens;                 ///< response, including the EOS token when it was sampled
+  std::vector<float> logprobs;                 ///< behaviour log-probs under exactly the sampled distribution
+  std::vector<WeightVersion> weight_versions;  ///< weights that produced each token
+  std::vector<std::uint8_t> mask;              ///< 1 = chosen by the policy, 0 = forced (tool result)
+  FinishReason finish_reason = FinishReason::kLength;
+};
+
+}  // namespace rlhf

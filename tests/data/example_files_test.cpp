@@ -1,0 +1,22 @@
+#include "rlhf/data/records.h"
+#include "tests/catch.h"
+
+namespace rlhf {
+namespace {
+
+TEST_CASE("the files of examples/custom_data read as the README says") {
+  const std::filesystem::path folder =
+      std::filesystem::path(RLHF_SOURCE_DIR) / "examples" / "custom_data" / "data";
+  const auto demonstrations = read_sft_records(folder / "demonstrations.jsonl", PromptText::kUserMessage);
+  const auto pairs = read_preference_pairs(folder / "pairs.jsonl", PromptText::kUserMessage);
+  const auto prompts = read_prompt_records(folder / "prompts.jsonl", PromptText::kUserMessage);
+  CHECK(demonstrations.size() == 8);
+  for (const SftRecord& record : demonstrations) CHECK(record.messages.size() == 2);
+  CHECK(pairs.size() == 8);
+  for (const PreferencePair& pair : pairs) CHECK(pair.chosen.response != pair.rejected.response);
+  CHECK(prompts.size() == 8);
+  for (const PromptRecord& prompt : prompts) CHECK_FALSE(prompt.reference.empty());
+}
+
+}  // namespace
+}  // namespace rlhf
