@@ -1,0 +1,69 @@
+#include "rlhf/ppo/options.h"
+
+namespace rlhf::ppo {
+
+bool needs_critic(const PpoOptions& options) {
+  return options.advantage.form == AdvantageForm::kGae;
+}
+
+bool needs_reference(const PpoOptions& options) {
+  const bool in_reward = options.kl.placement != KlRewardPlacement::kNone && options.kl.coefficient > 0;
+  return in_reward || options.policy.kl.coefficient > 0;
+}
+
+bool needs_whole_batch(const PpoOptions& options) {
+  return options.advantage.whitening != Whitening::kNone || options.reward.whiten ||
+         options.advantage.group.baseline == GroupBaseline::kBatchMean ||
+         options.advantage.group.scale == GroupScale::kBatch ||
+         options.advantage.group.scale == GroupScale::kNonZeroShare || options.correction.batch_normalize;
+}
+
+namespace {
+
+bool needs_group(GroupBaseline baseline) {
+  return baseline == GroupBaseline::kMean || baseline == GroupBaseline::kLeaveOneOut ||
+         baseline == GroupBaseline::kLengthWeighted || baseline == GroupBaseline::kBestOfGroup;
+}
+
+void check_policy(const PolicyLossOptions& policy, config::Problems& problems) {
+  if (policy.dual_clip > 0 && policy.dual_clip <= 1) {
+    problems.add("policy.dual_clip", "must be 0 (off) or above 1");
+  }
+  if (policy.log_ratio_min && policy.log_ratio_max && *policy.log_ratio_min > *policy.log_ratio_max) {
+    problems.add("policy.log_ratio_min", "is above policy.log_ratio_max");
+  }
+  if (policy.objective == PolicyObjective::kGeometricMean && policy.ratio_level != RatioLevel::kToken) {
+    problems.add("policy.ratio_level",
+                 "geometric_mean forms its own ratio of the response; leave it at token");
+  }
+}
+
+}  // namespace
+
+void PpoOptions::validate(config::Problems& problems) const {
+  check_policy(policy, problems);
+  if (needs_critic(*this) && critic_update == CriticUpdate::kNone) {
+    problems.add("critic_update", "advantage.form gae needs a critic: joint or separate");
+  }
+  if (!needs_critic(*this) && critic_update != CriticUpdate::kNone) {
+    problems.add("critic_update", "no value is used by this advantage.form: set none");
+  }
+  if (needs_group(advantage.group.baseline) && samples_per_prompt < 2) {
+    problems.add("samples_per_prompt", "advantage.group.baseline compares responses of a prompt: at least 2");
+  }
+  if (dynamic_sampling.enabled && samples_per_prompt < 2) {
+    problems.add("dynamic_sampling.enabled", "needs samples_per_prompt of at least 2");
+  }
+  if (reward.placement == ScorePlacement::kAfterLast && value_positions != ValuePositions::kTokensAndNext) {
+    problems.add("reward.placement", "after_last needs value_positions tokens_and_next");
+  }
+  if (correction.lower > correction.upper) problems.add("correction.lower", "is above correction.upper");
+  if (correction.rejection.empty() != correction.rejection_threshold.empty()) {
+    problems.add("correction.rejection_threshold", "rejection and rejection_threshold go together");
+  }
+  if (reward.score.clip_min && reward.score.clip_max && *reward.score.clip_min > *reward.score.clip_max) {
+    problems.add("reward.score.clip_min", "is above reward.score.clip_max");
+  }
+}
+
+}  // namespace rlhf::ppo
