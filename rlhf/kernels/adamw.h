@@ -1,0 +1,49 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+namespace rlhf {
+
+/// One AdamW step's numbers (Loshchilov & Hutter 2019, as torch.optim.AdamW).
+struct AdamwStep {
+  double learning_rate = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0;
+  std::int64_t step = 1;      ///< 1 for the first update; drives the bias correction
+  double gradient_scale = 1;  ///< factor of the gradients, such as clip_scale()
+};
+
+/// State of one flat parameter buffer; all spans have the same length.
+template <class T>
+struct AdamwBuffers {
+  std::span<T> parameters;
+  std::span<const T> gradients;
+  std::span<T> first_moment;       ///< zero before the first step
+  std::span<T> second_moment;      ///< zero before the first step
+  std::span<T> max_second_moment;  ///< empty unless AMSGrad is wanted; zero before the first step
+};
+
+/// Updates parameters and moments in place, in one pass. Elementwise, so a buffer may be cut anywhere and the
+/// pieces updated by different threads. @throws InvalidArgument on lengths that differ or step < 1.
+template <class T>
+void adamw_update(const AdamwStep& step, const AdamwBuffers<T>& buffers);
+
+/// Sum of squares, accumulated in double in a fixed order. The global norm is the root of the sum over
+/// buffers.
+template <class T>
+double sum_of_squares(std::span<const T> values);
+
+/// Factor that brings a global gradient norm down to max_norm: min(1, max_norm / (norm + 1e-6)) as
+/// torch.nn.utils.clip_grad_norm_; 1 when max_norm is 0 (off).
+double clip_scale(double norm, double max_norm);
+
+extern template void adamw_update<float>(const AdamwStep&, const AdamwBuffers<float>&);
+extern template void adamw_update<double>(const AdamwStep&, const AdamwBuffers<double>&);
+extern template double sum_of_squares<float>(std::span<const float>);
+extern template double sum_of_squares<double>(std::span<const double>);
+
+}  // namespace rlhf
