@@ -1,0 +1,141 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "rlhf/core/ids.h"
+#include "rlhf/kernels/ops.h"
+#include "rlhf/model/decoder_weights.h"
+#include "rlhf/tensor/buffer.h"
+
+namespace rlhf {
+
+/// K and V of all layers in blocks of kernels::kBlockTokens tokens. One layer's K (and V) is
+/// [num_blocks][G][H][block] ([G][block][H] for V). Decoding keeps it across steps, training for one
+/// micro-batch.
+template <class T>
+class KvStore {
+ public:
+  KvStore() = default;
+  KvStore(const ModelConfig& config, std::int64_t num_layers, std::int64_t num_blocks);
+
+  T* k(std::int64_t layer) { return k_.data() + layer * layer_stride_; }
+  T* v(std::int64_t layer) { return v_.data() + layer * layer_stride_; }
+  std::int64_t block_stride() const { return block_stride_; }
+  std::int64_t num_blocks() const { return num_blocks_; }
+  std::size_t bytes() const { return k_.bytes() + v_.bytes(); }
+  /// Bytes that one block takes over all layers.
+  static std::size_t block_bytes(const ModelConfig& config, std::int64_t num_layers);
+  /// Copies one block in all layers.
+  void copy_block(std::int64_t from, std::int64_t to);
+  /// Makes room for `num_blocks`; contents are lost when it grows.
+  void reserve_discard(std::int64_t num_blocks);
+
+ private:
+  std::int64_t block_stride_ = 0, layer_stride_ = 0, num_layers_ = 0, num_blocks_ = 0;
+  Buffer<T> k_, v_;
+};
+
+/// The tokens of one forward pass, without padding: row t is one token of some sequence.
+struct Rows {
+  std::vector<TokenId> tokens;              ///< [T]
+  std::vector<std::int32_t> positions;      ///< [T] position inside its sequence
+  std::vector<const std::int32_t*> tables;  ///< [T] block table of the row's sequence
+
+  std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
+};
+
+/// Full sequences laid out for a pass that keeps nothing afterwards (scoring, training): positions count from
+/// 0 and block tables are consecutive.
+class PackedRows {
+ public:
+  /// @param sequences token sequences; empty ones are allowed and take no rows
+  explicit PackedRows(const std::vector<std::span<const TokenId>>& sequences);
+
+  const Rows& rows() const { return rows_; }
+  /// First row of each sequence; one more entry than sequences.
+  const std::vector<std::int64_t>& offsets() const { return offsets_; }
+  std::int64_t num_blocks() const { return static_cast<std::int64_t>(blocks_.size()); }
+
+ private:
+  Rows rows_;
+  std::vector<std::int64_t> offsets_;
+  std::vector<std::int32_t> blocks_;
+};
+
+/// What the backward pass of one layer needs.
+template <class T>
+struct LayerActivations {
+  Buffer<T> input, q, attention, lse, middle, gate_up;
+  Buffer<T> attention_mean, attention_rstd, mlp_mean, mlp_rstd;
+  Buffer<T> qkv_raw;                         ///< before q/k norm, only with qk_norm
+  Buffer<T> post_attention_in, post_mlp_in;  ///< inputs of the post norms, only with post_norms
+};
+
+/// The forward and backward programs of a decoder over Rows. Decoding, prefill, scoring and training all run
+/// `forward_layers`; only the K/V store and what is kept differ, so sampler and trainer compute equal
+/// log-probs. Owns scratch memory that is reused from call to call; not thread-safe, one per lane.
+template <class T>
+class DecoderRunner {
+ public:
+  DecoderRunner(const ModelConfig& config, Compute<T> compute);
+
+  const Compute<T>& compute() const { return compute_; }
+
+  /// Writes token (+ position) embeddings of all rows to x[T, D].
+  void embed(const DecoderWeights<T>& weights, const Rows& rows, T* x);
+  /// Runs layers [first, last) on x[T, D] in place, with K/V in store layers [first - store_base, ...). When
+  /// `activations` is given, layer l keeps what backward needs in activations[l - first].
+  void forward_layers(const DecoderWeights<T>& weights, const Rows& rows, std::int64_t first,
+                      std::int64_t last, KvStore<T>& store, std::int64_t store_base, T* x,
+                      std::vector<LayerActivations<T>>* activations);
+  /// y[T, D] = final norm of x[T, D]; rstd and mean (may be null) are kept for backward.
+  void final_norm(const DecoderWeights<T>& weights, std::int64_t rows, const T* x, T* y, T* mean, T* rstd);
+
+  /// Backward of layers [first, last): dx[T, D] holds d loss / d output and ends as d loss / d input.
+  void backward_layers(const DecoderWeights<T>& weights, const PackedRows& packed, std::int64_t first,
+                       std::int64_t last, KvStore<T>& store, std::int64_t store_base, T* dx,
+                       std::vector<LayerActivations<T>>& activations);
+  void backward_embed(const DecoderWeights<T>& weights, const Rows& rows, const T* dx);
+
+  /// y (+)= x W^T + b with adapters, for `rows` rows.
+  void linear(const LinearWeights<T>& w, std::int64_t rows, const T* x, T* y, bool accumulate);
+  /// dx (+)= dy W; adds to dW, db and the adapters' gradients where they are trained.
+  void linear_backward(const LinearWeights<T>& w, std::int64_t rows, const T* x, const T* dy, T* dx,
+                       bool accumulate);
+
+ private:
+  void attention_block(const DecoderWeights<T>& weights, const LayerWeights<T>& layer, const Rows& rows,
+                       std::int64_t index, T* k, T* v, std::int64_t block_stride, T* x,
+                       LayerActivations<T>* keep);
+  void mlp_block(const LayerWeights<T>& layer, std::int64_t rows, T* x, LayerActivations<T>* keep);
+  void mlp_backward(const LayerWeights<T>& layer, std::int64_t rows, T* dx, LayerActivations<T>& kept);
+  void attention_backward(const LayerWeights<T>& layer, const PackedRows& packed, std::int64_t index, T* k,
+                          T* v, std::int64_t block_stride, T* dx, LayerActivations<T>& kept);
+  void qk_norm_forward(const NormWeights<T>& norm, T* x, std::int64_t heads, std::int64_t row);
+  void qk_norm_backward(const LayerWeights<T>& layer, std::int64_t rows, const T* raw, T* dqkv);
+  void grow_rope_table(std::int64_t positions);
+  kernels::NormArgs<T> norm_args(const NormWeights<T>& norm, const T* x, T* y, T* mean, T* rstd) const;
+  kernels::NormGradArgs<T> norm_grad_args(const NormWeights<T>& norm, const T* dy, const T* x, const T* mean,
+                                          const T* rstd, T* dx, std::int64_t rows) const;
+  kernels::AttentionArgs<T> attention_args(const T* k, const T* v, std::int64_t block_stride) const;
+  std::int64_t first_key(std::int64_t layer, std::int64_t position) const;
+  kernels::GluKind activation_kind() const;
+  std::int64_t qkv_width() const { return (config_.num_heads + 2 * config_.num_kv_heads) * config_.head_dim; }
+  std::int64_t mlp_width() const {
+    return config_.gated_mlp ? 2 * config_.intermediate_size : config_.intermediate_size;
+  }
+
+  ModelConfig config_;
+  Compute<T> compute_;
+  Buffer<T> cos_, sin_;
+  std::int64_t rope_positions_ = 0;
+  Buffer<T> normed_, qkv_, attention_out_, gate_up_, hidden_, projected_, low_rank_, dlow_rank_;
+  Buffer<T> dqkv_, dattention_, dhidden_, dgate_up_, dnormed_, dk_, dv_, drow_;
+};
+
+/// Angle frequencies of rotary embedding (after `scaling`), [head_dim / 2].
+std::vector<double> rope_frequencies(const ModelConfig& config);
+
+}  // namespace rlhf

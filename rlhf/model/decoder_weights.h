@@ -1,0 +1,67 @@
+#pragma once
+// The weights of one decoder as the forward and backward programs see them: pointers into flat parameter
+// buffers.
+
+#include <cstdint>
+#include <vector>
+
+#include "rlhf/model/model_config.h"
+
+namespace rlhf {
+
+/// A low-rank adapter (Hu et al. 2021, LoRA) on a range of output rows: y[rows] += scale * B (A x).
+template <class T>
+struct LoraWeights {
+  const T* a = nullptr;  ///< [rank, K]
+  const T* b = nullptr;  ///< [num_rows, rank]
+  T* da = nullptr;
+  T* db = nullptr;
+  std::int64_t first_row = 0, num_rows = 0, rank = 0;
+  T scale = 1;
+};
+
+/// y = W x + bias, with W [N, K] row-major. Gradient pointers are null where the weights are frozen.
+template <class T>
+struct LinearWeights {
+  const T* weight = nullptr;
+  const T* bias = nullptr;
+  T* dweight = nullptr;
+  T* dbias = nullptr;
+  std::int64_t N = 0, K = 0;
+  std::vector<LoraWeights<T>> adapters;
+
+  bool trainable() const { return dweight || dbias || !adapters.empty(); }
+};
+
+template <class T>
+struct NormWeights {
+  const T* weight = nullptr;  ///< [D]; null = this norm does not exist
+  const T* bias = nullptr;
+  T* dweight = nullptr;
+  T* dbias = nullptr;
+};
+
+template <class T>
+struct LayerWeights {
+  NormWeights<T> attention_norm, post_attention_norm, mlp_norm, post_mlp_norm, q_norm, k_norm;
+  LinearWeights<T> qkv;      ///< [(N + 2 G) H, D]: q, k and v rows are adjacent in the flat buffer
+  LinearWeights<T> out;      ///< [D, N H]
+  LinearWeights<T> gate_up;  ///< gated: [2 F, D], gate then up; plain: [F, D]
+  LinearWeights<T> down;     ///< [D, F]
+};
+
+template <class T>
+struct DecoderWeights {
+  ModelConfig config;
+  const T* embedding = nullptr;  ///< [V, D]
+  T* dembedding = nullptr;
+  const T* positions = nullptr;  ///< [max_positions, D], learned positions only
+  T* dpositions = nullptr;
+  std::vector<LayerWeights<T>> layers;
+  NormWeights<T> final_norm;
+  LinearWeights<T> head;  ///< language-model head [V, D] (the embedding when tied) or scalar head [1, D]
+  std::int64_t first_trainable_layer = 0;  ///< layers before it need no backward; num_layers when none does
+  bool embedding_trainable = false;
+};
+
+}  // namespace rlhf

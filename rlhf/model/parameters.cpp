@@ -1,0 +1,439 @@
+#include "rlhf/model/parameters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <unordered_map>
+
+#include "rlhf/core/error.h"
+#include "rlhf/core/random.h"
+#include "rlhf/model/weight_file.h"
+
+namespace rlhf {
+namespace {
+
+bool is_norm(TensorRole role) {
+  switch (role) {
+    case TensorRole::kInputNorm:
+    case TensorRole::kQueryNorm:
+    case TensorRole::kKeyNorm:
+    case TensorRole::kPostAttentionNorm:
+    case TensorRole::kMlpNorm:
+    case TensorRole::kPostMlpNorm:
+    case TensorRole::kFinalNorm:
+      return true;
+    default:
+      return false;
+  }
+}
+
+// Weights before biases inside a fused projection, so that [q; k; v] and [gate; up] are one matrix each.
+int fused_rank(TensorRole role) {
+  switch (role) {
+    case TensorRole::kGateBias:
+      return 1;
+    case TensorRole::kUpBias:
+      return 1;
+    default:
+      return 0;
+  }
+}
+
+std::vector<TensorSpec> flat_order(const ModelConfig& config) {
+  std::vector<TensorSpec> specs = expected_tensors(config);
+  const auto is_mlp_input = [](const TensorSpec& s) {
+    return s.role == TensorRole::kGate || s.role == TensorRole::kGateBias || s.role == TensorRole::kUp ||
+           s.role == TensorRole::kUpBias;
+  };
+  for (auto begin = specs.begin(); begin != specs.end();) {
+    begin = std::find_if(begin, specs.end(), is_mlp_input);
+    auto end = std::find_if_not(begin, specs.end(), is_mlp_input);
+    std::stable_sort(begin, end,
+                     [](const auto& a, const auto& b) { return fused_rank(a.role) < fused_rank(b.role); });
+    begin = end;
+  }
+  return specs;
+}
+
+std::string lora_name(const std::string& tensor, const char* part) {
+  const std::string suffix = ".weight";
+  return tensor.substr(0, tensor.size() - suffix.size()) + ".lora_" + part + ".weight";
+}
+
+}  // namespace
+
+template <class T>
+Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& trainable,
+                          const Parameters* base)
+    : config_(config), options_(trainable) {
+  RLHF_CHECK(options_.mode != TrainableMode::kLastLayers || options_.last_layers <= config.num_layers,
+             "model.last_layers is ", options_.last_layers, " but the model has ", config.num_layers,
+             " layers");
+  for (TensorSpec& spec : flat_order(config)) entries_.push_back({std::move(spec), nullptr, nullptr, false});
+  if (options_.mode == TrainableMode::kLora) add_lora_entries();
+  place(base);
+  build_weights();
+}
+
+template <class T>
+bool Parameters<T>::learns(const TensorSpec& spec) const {
+  switch (options_.mode) {
+    case TrainableMode::kNone:
+      return false;
+    case TrainableMode::kAll:
+      return true;
+    case TrainableMode::kLastLayers:
+      if (spec.layer >= 0) return spec.layer >= config_.num_layers - options_.last_layers;
+      return spec.role != TensorRole::kTokenEmbedding && spec.role != TensorRole::kPositionEmbedding;
+    case TrainableMode::kLora:
+      return spec.role == TensorRole::kScoreHead || spec.name.find(".lora_") != std::string::npos;
+  }
+  return false;
+}
+
+template <class T>
+void Parameters<T>::add_lora_entries() {
+  std::vector<Entry> adapters;
+  for (const std::string& target : options_.lora_targets) {
+    bool found = false;
+    for (const Entry& entry : entries_) {
+      const TensorSpec& spec = entry.spec;
+      if (spec.layer < 0 || spec.shape.size() != 2 ||
+          spec.name.find("." + target + ".weight") == std::string::npos)
+        continue;
+      found = true;
+      const std::int64_t n = spec.shape[spec.transposed ? 1 : 0], k = spec.shape[spec.transposed ? 0 : 1];
+      for (const char* part : {"A", "B"}) {
+        TensorSpec low{lora_name(spec.name, part), {}, spec.role, spec.layer, false};
+        low.shape = *part == 'A' ? std::vector<std::int64_t>{options_.lora_rank, k}
+                                 : std::vector<std::int64_t>{n, options_.lora_rank};
+        adapters.push_back({std::move(low), nullptr, nullptr, false});
+      }
+    }
+    RLHF_CHECK(found, "model.lora_targets: this model has no projection named '", target, "'");
+  }
+  entries_.insert(entries_.end(), adapters.begin(), adapters.end());
+}
+
+template <class T>
+void Parameters<T>::place(const Parameters* base) {
+  std::unordered_map<std::string, const Entry*> existing;
+  if (base)
+    for (const Entry& entry : base->entries_) existing.emplace(entry.spec.name, &entry);
+  const auto source = [&](const Entry& entry) -> const Entry* {
+    const auto found = existing.find(entry.spec.name);
+    return found != existing.end() && found->second->spec.shape == entry.spec.shape ? found->second : nullptr;
+  };
+  std::size_t frozen = 0, learning = 0;
+  for (const Entry& entry : entries_) {
+    const Entry* from = source(entry);
+    const auto size = static_cast<std::size_t>(entry.spec.num_elements());
+    if (learns(entry.spec))
+      learning += size;
+    else if (!from || from->gradient)
+      frozen += size;
+  }
+  if (base) frozen_ = base->frozen_;
+  frozen_.push_back(std::make_shared<Buffer<T>>(frozen));
+  owned_frozen_elements_ = frozen;
+  trainable_ = Buffer<T>(learning);
+  gradient_ = Buffer<T>(learning);
+  T* next_frozen = frozen_.back()->data();
+  std::size_t next_learning = 0;
+  RandomStream random(0x10a4, 0);
+  for (Entry& entry : entries_) {
+    const Entry* from = source(entry);
+    const auto size = static_cast<std::size_t>(entry.spec.num_elements());
+    if (learns(entry.spec)) {
+      entry.value = trainable_.data() + next_learning;
+      entry.gradient = gradient_.data() + next_learning;
+      next_learning += size;
+    } else if (from && !from->gradient) {
+      entry.value = from->value;
+      entry.shared = true;
+      continue;
+    } else {
+      entry.value = next_frozen;
+      next_frozen += size;
+    }
+    if (from) std::copy_n(from->value, size, entry.value);
+    // LoRA starts as the identity: A random, B zero.
+    const bool is_lora_a = entry.spec.name.find(".lora_A.") != std::string::npos;
+    if (!from && is_lora_a)
+      for (std::size_t i = 0; i < size; ++i)
+        entry.value[i] =
+            static_cast<T>(random.normal() / std::sqrt(static_cast<double>(entry.spec.shape[1])));
+  }
+}
+
+template <class T>
+void Parameters<T>::build_weights() {
+  weights_ = DecoderWeights<T>();
+  weights_.config = config_;
+  weights_.layers.resize(static_cast<std::size_t>(config_.num_layers));
+  const std::int64_t D = config_.hidden_size, F = config_.intermediate_size;
+  const std::int64_t qkv = config_.query_width() + 2 * config_.kv_width();
+  for (LayerWeights<T>& layer : weights_.layers) {
+    layer.qkv.N = qkv;
+    layer.out.N = layer.down.N = layer.qkv.K = layer.gate_up.K = D;
+    layer.out.K = config_.query_width();
+    layer.gate_up.N = config_.gated_mlp ? 2 * F : F;
+    layer.down.K = F;
+  }
+  const auto adapter = [&](LinearWeights<T>& linear, const Entry& a, const Entry& b, std::int64_t first_row) {
+    linear.adapters.push_back(
+        {a.value, b.value, a.gradient, b.gradient, first_row, b.spec.shape[0], options_.lora_rank,
+         static_cast<T>(options_.lora_alpha / static_cast<double>(options_.lora_rank))});
+  };
+  std::int64_t first_trainable = config_.num_layers;
+  for (const Entry& entry : entries_) {
+    const TensorSpec& spec = entry.spec;
+    if (entry.gradient && spec.layer >= 0) first_trainable = std::min(first_trainable, spec.layer);
+    LayerWeights<T>* layer =
+        spec.layer >= 0 ? &weights_.layers[static_cast<std::size_t>(spec.layer)] : nullptr;
+    if (spec.name.find(".lora_B.") != std::string::npos) continue;
+    if (spec.name.find(".lora_A.") != std::string::npos) {
+      std::string b_name = spec.name;
+      b_name.replace(b_name.find(".lora_A."), 8, ".lora_B.");
+      const Entry& b = *find(b_name);
+      switch (spec.role) {
+        case TensorRole::kFusedQkv:
+        case TensorRole::kQuery:
+          adapter(layer->qkv, entry, b, 0);
+          break;
+        case TensorRole::kKey:
+          adapter(layer->qkv, entry, b, config_.query_width());
+          break;
+        case TensorRole::kValue:
+          adapter(layer->qkv, entry, b, config_.query_width() + config_.kv_width());
+          break;
+        case TensorRole::kAttentionOut:
+          adapter(layer->out, entry, b, 0);
+          break;
+        case TensorRole::kGate:
+          adapter(layer->gate_up, entry, b, 0);
+          break;
+        case TensorRole::kUp:
+          adapter(layer->gate_up, entry, b, config_.gated_mlp ? F : 0);
+          break;
+        case TensorRole::kDown:
+          adapter(layer->down, entry, b, 0);
+          break;
+        default:
+          fail<InternalError>("LoRA on a tensor that is no projection: ", spec.name);
+      }
+      continue;
+    }
+    T* value = entry.value;
+    T* gradient = entry.gradient;
+    const auto weight = [&](auto& target) {
+      target.weight = value;
+      target.dweight = gradient;
+    };
+    const auto bias = [&](auto& target) {
+      target.bias = value;
+      target.dbias = gradient;
+    };
+    switch (spec.role) {
+      case TensorRole::kTokenEmbedding:
+        weights_.embedding = value;
+        weights_.dembedding = gradient;
+        break;
+      case TensorRole::kPositionEmbedding:
+        weights_.positions = value;
+        weights_.dpositions = gradient;
+        break;
+      case TensorRole::kInputNorm:
+        weight(layer->attention_norm);
+        break;
+      case TensorRole::kInputNormBias:
+        bias(layer->attention_norm);
+        break;
+      case TensorRole::kFusedQkv:
+      case TensorRole::kQuery:
+        weight(layer->qkv);
+        break;
+      case TensorRole::kFusedQkvBias:
+      case TensorRole::kQueryBias:
+        bias(layer->qkv);
+        break;
+      case TensorRole::kKey:
+      case TensorRole::kValue:
+      case TensorRole::kKeyBias:
+      case TensorRole::kValueBias:
+        break;  // follow the query's in the buffer
+      case TensorRole::kQueryNorm:
+        weight(layer->q_norm);
+        break;
+      case TensorRole::kKeyNorm:
+        weight(layer->k_norm);
+        break;
+      case TensorRole::kAttentionOut:
+        weight(layer->out);
+        break;
+      case TensorRole::kAttentionOutBias:
+        bias(layer->out);
+        break;
+      case TensorRole::kPostAttentionNorm:
+        weight(layer->post_attention_norm);
+        break;
+      case TensorRole::kMlpNorm:
+        weight(layer->mlp_norm);
+        break;
+      case TensorRole::kMlpNormBias:
+        bias(layer->mlp_norm);
+        break;
+      case TensorRole::kGate:
+        weight(layer->gate_up);
+        break;
+      case TensorRole::kGateBias:
+        bias(layer->gate_up);
+        break;
+      case TensorRole::kUp:
+        if (!config_.gated_mlp) weight(layer->gate_up);
+        break;
+      case TensorRole::kUpBias:
+        if (!config_.gated_mlp) bias(layer->gate_up);
+        break;
+      case TensorRole::kDown:
+        weight(layer->down);
+        break;
+      case TensorRole::kDownBias:
+        bias(layer->down);
+        break;
+      case TensorRole::kPostMlpNorm:
+        weight(layer->post_mlp_norm);
+        break;
+      case TensorRole::kFinalNorm:
+        weight(weights_.final_norm);
+        break;
+      case TensorRole::kFinalNormBias:
+        bias(weights_.final_norm);
+        break;
+      case TensorRole::kLmHead:
+      case TensorRole::kScoreHead:
+        weight(weights_.head);
+        break;
+    }
+  }
+  weights_.head.N = config_.scalar_head ? config_.num_labels : config_.vocab_size;
+  weights_.head.K = D;
+  if (!weights_.head.weight) {
+    weights_.head.weight = weights_.embedding;
+    weights_.head.dweight = weights_.dembedding;
+  }
+  weights_.embedding_trainable = weights_.dembedding || weights_.dpositions;
+  weights_.first_trainable_layer = weights_.embedding_trainable ? 0 : first_trainable;
+}
+
+template <class T>
+const typename Parameters<T>::Entry* Parameters<T>::find(const std::string& name) const {
+  for (const Entry& entry : entries_)
+    if (entry.spec.name == name) return &entry;
+  return nullptr;
+}
+
+template <class T>
+void Parameters<T>::zero_gradient() {
+  std::fill(gradient_.begin(), gradient_.end(), T(0));
+}
+
+template <class T>
+std::size_t Parameters<T>::owned_bytes() const {
+  return (owned_frozen_elements_ + trainable_.size()) * sizeof(T);
+}
+
+template <class T>
+std::size_t Parameters<T>::shared_bytes() const {
+  std::size_t elements = 0;
+  for (const Entry& entry : entries_)
+    if (entry.shared) elements += static_cast<std::size_t>(entry.spec.num_elements());
+  return elements * sizeof(T);
+}
+
+template <class T>
+void Parameters<T>::load(const WeightFile& file) {
+  std::vector<T> transposed;
+  for (Entry& entry : entries_) {
+    const TensorSpec& spec = entry.spec;
+    if (spec.name.find(".lora_") != std::string::npos) continue;
+    const auto size = static_cast<std::size_t>(spec.num_elements());
+    if (!spec.transposed) {
+      file.read(spec.name, std::span<T>(entry.value, size));
+      continue;
+    }
+    transposed.resize(size);
+    file.read(spec.name, std::span<T>(transposed));
+    const std::int64_t in = spec.shape[0], out = spec.shape[1];
+    for (std::int64_t i = 0; i < in; ++i)
+      for (std::int64_t o = 0; o < out; ++o)
+        entry.value[o * in + i] = transposed[static_cast<std::size_t>(i * out + o)];
+  }
+}
+
+template <class T>
+void Parameters<T>::initialise(std::uint64_t seed, double std) {
+  for (std::size_t e = 0; e < entries_.size(); ++e) {
+    const TensorSpec& spec = entries_[e].spec;
+    if (entries_[e].shared || spec.name.find(".lora_") != std::string::npos) continue;
+    RandomStream random(seed, e);
+    const auto size = static_cast<std::size_t>(spec.num_elements());
+    const T one = config_.norm_plus_one ? 0 : 1;
+    for (std::size_t i = 0; i < size; ++i)
+      entries_[e].value[i] = spec.shape.size() == 2 ? static_cast<T>(std * random.normal())
+                             : is_norm(spec.role)   ? one
+                                                    : 0;
+  }
+}
+
+template <class T>
+void Parameters<T>::initialise_score_head(std::uint64_t seed) {
+  for (Entry& entry : entries_) {
+    if (entry.spec.role != TensorRole::kScoreHead) continue;
+    RandomStream random(seed, 0x5c0e);
+    const double std = 1 / std::sqrt(static_cast<double>(config_.hidden_size) + 1);
+    for (std::int64_t i = 0; i < entry.spec.num_elements(); ++i)
+      entry.value[i] = static_cast<T>(std * random.normal());
+  }
+}
+
+template <class T>
+Parameters<T> Parameters<T>::frozen_copy() const {
+  TrainableOptions none;
+  none.mode = TrainableMode::kNone;
+  return Parameters(config_, none, this);
+}
+
+template <class T>
+std::vector<T> Parameters<T>::merged(const Entry& entry) const {
+  const TensorSpec& spec = entry.spec;
+  const auto size = static_cast<std::size_t>(spec.num_elements());
+  std::vector<T> result(entry.value, entry.value + size);
+  const bool is_matrix = spec.shape.size() == 2;
+  const std::int64_t n = is_matrix ? spec.shape[spec.transposed ? 1 : 0] : 0,
+                     k = is_matrix ? spec.shape[spec.transposed ? 0 : 1] : 0;
+  const Entry* a = is_matrix && spec.layer >= 0 ? find(lora_name(spec.name, "A")) : nullptr;
+  if (a) {
+    const Entry* b = find(lora_name(spec.name, "B"));
+    const double scale = options_.lora_alpha / static_cast<double>(options_.lora_rank);
+    for (std::int64_t i = 0; i < n; ++i)
+      for (std::int64_t j = 0; j < k; ++j) {
+        double sum = 0;
+        for (std::int64_t r = 0; r < options_.lora_rank; ++r)
+          sum += static_cast<double>(b->value[i * options_.lora_rank + r]) *
+                 static_cast<double>(a->value[r * k + j]);
+        result[static_cast<std::size_t>(i * k + j)] += static_cast<T>(scale * sum);
+      }
+  }
+  if (!spec.transposed) return result;
+  std::vector<T> out(size);
+  for (std::int64_t i = 0; i < n; ++i)
+    for (std::int64_t j = 0; j < k; ++j)
+      out[static_cast<std::size_t>(j * n + i)] = result[static_cast<std::size_t>(i * k + j)];
+  return out;
+}
+
+template class Parameters<float>;
+template class Parameters<double>;
+
+}  // namespace rlhf

@@ -1,0 +1,108 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "rlhf/model/decoder_weights.h"
+#include "rlhf/model/model_config.h"
+#include "rlhf/tensor/buffer.h"
+
+namespace rlhf {
+
+class WeightFile;
+
+/// Which weights learn.
+enum class TrainableMode { kNone, kAll, kLastLayers, kLora };
+
+/// Options of the trainable part of a model.
+struct TrainableOptions {
+  TrainableMode mode = TrainableMode::kAll;
+  std::int64_t last_layers = 4;  ///< kLastLayers: this many layers, the final norm and an untied head
+  std::int64_t lora_rank = 8;    ///< kLora: rank r of A [r, K] and B [N, r]
+  double lora_alpha = 16;        ///< kLora: the update is scaled by alpha / r
+  /// kLora: any of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj (c_attn, c_proj, c_fc for
+  /// GPT-2).
+  std::vector<std::string> lora_targets = {"q_proj", "v_proj"};
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.choice("trainable", mode,
+             {{"all", TrainableMode::kAll},
+              {"last_layers", TrainableMode::kLastLayers},
+              {"lora", TrainableMode::kLora}},
+             "Which weights learn; the rest is frozen and shared with reference and critic");
+    v.field("last_layers", last_layers, "trainable: last_layers - number of layers that learn", {1, 1000});
+    v.field("lora_rank", lora_rank, "trainable: lora - rank of the adapters", {1, 1024});
+    v.field("lora_alpha", lora_alpha, "trainable: lora - scale; the update is multiplied by alpha / rank",
+            {1e-3, 1e4});
+    v.field("lora_targets", lora_targets, "trainable: lora - projections that get an adapter");
+  }
+};
+
+/// The weights of one model: flat buffers of frozen and of trainable elements and a flat gradient buffer,
+/// with every Hugging Face tensor a view into them. Frozen tensors may be shared between models (actor,
+/// critic, reference).
+template <class T>
+class Parameters {
+ public:
+  struct Entry {
+    TensorSpec spec;        ///< name and shape as Hugging Face stores it
+    T* value = nullptr;     ///< [out, in] for linear weights, also where spec.transposed
+    T* gradient = nullptr;  ///< null when frozen
+    bool shared = false;    ///< owned by another model
+  };
+
+  /// Allocates all weights (zero) for `config`. Tensors that are frozen here and frozen in `base` are shared
+  /// with it, the others start as copies of base's tensor of that name when there is one.
+  /// @param base may be null. @throws InvalidArgument for a LoRA target that does not exist.
+  Parameters(const ModelConfig& config, const TrainableOptions& trainable, const Parameters* base);
+  Parameters(Parameters&&) noexcept = default;
+  Parameters& operator=(Parameters&&) noexcept = default;
+
+  const ModelConfig& config() const { return config_; }
+  const TrainableOptions& trainable_options() const { return options_; }
+  const std::vector<Entry>& entries() const { return entries_; }
+  const Entry* find(const std::string& name) const;
+  const DecoderWeights<T>& weights() const { return weights_; }
+
+  /// Flat views of what learns and of its gradient, in the same order.
+  std::span<T> trainable() { return {trainable_.data(), trainable_.size()}; }
+  std::span<const T> trainable() const { return {trainable_.data(), trainable_.size()}; }
+  std::span<T> gradient() { return {gradient_.data(), gradient_.size()}; }
+  void zero_gradient();
+  /// Bytes of weights this model owns itself, and of weights it shares.
+  std::size_t owned_bytes() const;
+  std::size_t shared_bytes() const;
+
+  /// Reads every tensor from `file`. @throws IoError naming a missing tensor or a wrong shape.
+  void load(const WeightFile& file);
+  /// Fills all tensors: normal(0, std) for matrices, 1 (or 0 with norm_plus_one) for norms, 0 for biases.
+  void initialise(std::uint64_t seed, double std);
+  /// Fills the score head with normal(0, 1 / sqrt(D + 1)), OpenRLHF's initial value head.
+  void initialise_score_head(std::uint64_t seed);
+  /// A frozen copy for use as the reference model: shares what is frozen, copies what learns. With LoRA the
+  /// reference is the model without adapters and nothing is copied.
+  Parameters frozen_copy() const;
+  /// Elements of one tensor in Hugging Face layout, with LoRA adapters merged in.
+  std::vector<T> merged(const Entry& entry) const;
+
+ private:
+  Parameters() = default;
+  void add_lora_entries();
+  void place(const Parameters* base);
+  void build_weights();
+  bool learns(const TensorSpec& spec) const;
+
+  ModelConfig config_;
+  TrainableOptions options_;
+  std::vector<Entry> entries_;
+  std::vector<std::shared_ptr<Buffer<T>>> frozen_;  ///< owned and shared
+  std::size_t owned_frozen_elements_ = 0;
+  Buffer<T> trainable_, gradient_;
+  DecoderWeights<T> weights_;
+};
+
+}  // namespace rlhf

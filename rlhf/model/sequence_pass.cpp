@@ -1,0 +1,213 @@
+#include "rlhf/model/sequence_pass.h"
+
+#include <algorithm>
+
+#include "rlhf/core/error.h"
+
+namespace rlhf {
+namespace {
+
+// Logits of one chunk. 256 rows of a 49152-word vocabulary: large enough for efficient GEMMs and for the
+// responses of most micro-batches, whose logits then need not be computed again in backward.
+constexpr std::size_t kLogitsBytes = std::size_t{48} << 20;
+
+std::size_t size(std::int64_t n) {
+  return static_cast<std::size_t>(n);
+}
+
+}  // namespace
+
+template <class T>
+SequencePass<T>::SequencePass(const ModelConfig& config, Compute<T> compute)
+    : config_(config), runner_(config, compute), trunk_store_(config, 1, 0) {}
+
+template <class T>
+std::int64_t SequencePass<T>::chunk_rows() const {
+  return std::max<std::int64_t>(8, static_cast<std::int64_t>(kLogitsBytes / sizeof(T)) / config_.vocab_size);
+}
+
+template <class T>
+void SequencePass<T>::run_trunk(const DecoderWeights<T>& weights, const PackedRows& packed,
+                                std::int64_t last_layer) {
+  const std::int64_t rows = packed.rows().size();
+  trunk_.reserve_discard(size(rows * config_.hidden_size));
+  trunk_store_.reserve_discard(packed.num_blocks());
+  runner_.embed(weights, packed.rows(), trunk_.data());
+  for (std::int64_t l = 0; l < last_layer; ++l)
+    runner_.forward_layers(weights, packed.rows(), l, l + 1, trunk_store_, l, trunk_.data(), nullptr);
+  trunk_layer_ = last_layer;
+}
+
+template <class T>
+const T* SequencePass<T>::forward(const DecoderWeights<T>& weights, const PackedRows& packed, Keep keep) {
+  const std::int64_t rows = packed.rows().size(), D = config_.hidden_size, L = config_.num_layers;
+  num_rows_ = rows;
+  cached_chunk_ = nullptr;
+  const std::int64_t first = weights.first_trainable_layer;
+  const bool from_trunk = trunk_layer_ >= 0;
+  RLHF_CHECK(!from_trunk || keep == Keep::kNothing || first >= trunk_layer_, "forward: layer ", first,
+             " is trained but the shared trunk reaches to layer ", trunk_layer_);
+  x_.reserve_discard(size(rows * D));
+  hidden_.reserve_discard(size(rows * D));
+  mean_.reserve_discard(size(rows));
+  rstd_.reserve_discard(size(rows));
+  if (from_trunk)
+    std::copy_n(trunk_.data(), rows * D, x_.data());
+  else
+    runner_.embed(weights, packed.rows(), x_.data());
+  const std::int64_t begin = from_trunk ? trunk_layer_ : 0;
+  const std::int64_t kept_from = keep == Keep::kForBackward ? std::min(first, L) : L;
+  trunk_store_.reserve_discard(packed.num_blocks());
+  for (std::int64_t l = begin; l < kept_from; ++l)
+    runner_.forward_layers(weights, packed.rows(), l, l + 1, trunk_store_, l, x_.data(), nullptr);
+  if (kept_from < L) {
+    if (store_layers_ != L - kept_from) {
+      store_layers_ = L - kept_from;
+      store_ = KvStore<T>(config_, store_layers_, packed.num_blocks());
+    }
+    store_.reserve_discard(packed.num_blocks());
+    runner_.forward_layers(weights, packed.rows(), kept_from, L, store_, kept_from, x_.data(), &activations_);
+  }
+  runner_.final_norm(weights, rows, x_.data(), hidden_.data(), mean_.data(), rstd_.data());
+  if (keep == Keep::kForBackward) clear_hidden_gradient();
+  return hidden_.data();
+}
+
+template <class T>
+void SequencePass<T>::clear_hidden_gradient() {
+  dhidden_.reserve_discard(size(num_rows_ * config_.hidden_size));
+  std::fill_n(dhidden_.data(), num_rows_ * config_.hidden_size, T(0));
+}
+
+template <class T>
+void SequencePass<T>::chunk_logits(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk) {
+  const std::int64_t n = static_cast<std::int64_t>(chunk.size()), D = config_.hidden_size,
+                     V = config_.vocab_size;
+  gathered_.reserve_discard(size(chunk_rows() * D));
+  logits_.reserve_discard(size(n * V));
+  for (std::int64_t i = 0; i < n; ++i) {
+    RLHF_CHECK(chunk[size(i)].target >= 0 && chunk[size(i)].target < V, "token id ", chunk[size(i)].target,
+               " is outside the vocabulary of ", V);
+    std::copy_n(hidden_.data() + chunk[size(i)].row * D, D, gathered_.data() + i * D);
+  }
+  runner_.linear(weights.head, n, gathered_.data(), logits_.data(), false);
+}
+
+template <class T>
+void SequencePass<T>::token_logprobs(const DecoderWeights<T>& weights, std::span<const TokenTarget> targets,
+                                     double temperature, std::span<T> logprobs, std::span<T> entropies) {
+  const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
+  logits_rows_.resize(targets.size());
+  for (std::int64_t begin = 0; begin < static_cast<std::int64_t>(targets.size()); begin += chunk) {
+    const auto part = targets.subspan(size(begin), std::min(size(chunk), targets.size() - size(begin)));
+    chunk_logits(weights, part);
+    runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
+      const auto row = runner_.compute().table().logits_row(logits_.data() + i * V, V, 1 / temperature,
+                                                            config_.final_softcap, part[size(i)].target);
+      logits_rows_[size(begin + i)] = row;
+      logprobs[size(begin + i)] = static_cast<T>(row.logprob);
+      if (!entropies.empty()) entropies[size(begin + i)] = static_cast<T>(row.entropy);
+    });
+    cached_chunk_ = part.data();
+  }
+}
+
+template <class T>
+void SequencePass<T>::token_logprobs_backward(const DecoderWeights<T>& weights,
+                                              std::span<const TokenTarget> targets, double temperature,
+                                              std::span<const T> dlogprobs, std::span<const T> dentropies) {
+  const std::int64_t V = config_.vocab_size, D = config_.hidden_size, chunk = chunk_rows();
+  RLHF_CHECK(logits_rows_.size() == targets.size(), "token_logprobs_backward: call token_logprobs first");
+  // Last chunk first: its logits are still there.
+  const std::int64_t count = static_cast<std::int64_t>(targets.size());
+  for (std::int64_t begin = count == 0 ? -1 : (count - 1) / chunk * chunk; begin >= 0; begin -= chunk) {
+    const auto part = targets.subspan(size(begin), std::min(size(chunk), targets.size() - size(begin)));
+    const std::int64_t n = static_cast<std::int64_t>(part.size());
+    const bool cached = cached_chunk_ == part.data();
+    cached_chunk_ = nullptr;
+    if (!cached) chunk_logits(weights, part);
+    runner_.compute().for_rows(n, 20 * V, [&](std::int64_t i) {
+      T* logits = logits_.data() + i * V;
+      const auto& table = runner_.compute().table();
+      if (!cached && config_.final_softcap > 0)
+        table.logits_row(logits, V, 1 / temperature, config_.final_softcap, part[size(i)].target);
+      table.logits_row_grad(logits, V, 1 / temperature, config_.final_softcap, part[size(i)].target,
+                            logits_rows_[size(begin + i)], static_cast<double>(dlogprobs[size(begin + i)]),
+                            dentropies.empty() ? 0 : static_cast<double>(dentropies[size(begin + i)]));
+    });
+    dgathered_.reserve_discard(size(chunk * D));
+    runner_.linear_backward(weights.head, n, gathered_.data(), logits_.data(), dgathered_.data(), false);
+    for (std::int64_t i = 0; i < n; ++i)
+      runner_.compute().table().add(dhidden_.data() + part[size(i)].row * D, dgathered_.data() + i * D, D);
+  }
+}
+
+template <class T>
+void SequencePass<T>::scalar_outputs(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
+                                     std::span<T> values) {
+  const std::int64_t D = config_.hidden_size;
+  runner_.compute().for_rows(static_cast<std::int64_t>(rows.size()), 2 * D, [&](std::int64_t i) {
+    const T* h = hidden_.data() + rows[size(i)] * D;
+    T sum = 0;
+    for (std::int64_t d = 0; d < D; ++d) sum += h[d] * weights.head.weight[d];
+    values[size(i)] = sum;
+  });
+}
+
+template <class T>
+void SequencePass<T>::scalar_outputs_backward(const DecoderWeights<T>& weights,
+                                              std::span<const std::int64_t> rows,
+                                              std::span<const T> dvalues) {
+  const std::int64_t D = config_.hidden_size;
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    const T* h = hidden_.data() + rows[i] * D;
+    T* dh = dhidden_.data() + rows[i] * D;
+    for (std::int64_t d = 0; d < D; ++d) dh[d] += dvalues[i] * weights.head.weight[d];
+    if (weights.head.dweight)
+      for (std::int64_t d = 0; d < D; ++d) weights.head.dweight[d] += dvalues[i] * h[d];
+  }
+}
+
+template <class T>
+void SequencePass<T>::backward(const DecoderWeights<T>& weights, const PackedRows& packed) {
+  const std::int64_t rows = num_rows_, D = config_.hidden_size, first = weights.first_trainable_layer;
+  dx_.reserve_discard(size(rows * D));
+  std::fill_n(dx_.data(), rows * D, T(0));
+  runner_.compute().norm_grad({dhidden_.data(), x_.data(), weights.final_norm.weight, mean_.data(),
+                               rstd_.data(), dx_.data(), weights.final_norm.dweight, weights.final_norm.dbias,
+                               rows, D, config_.norm == NormKind::kLayer, config_.norm_plus_one});
+  if (first >= config_.num_layers) return;
+  runner_.backward_layers(weights, packed, first, config_.num_layers, store_, first, dx_.data(),
+                          activations_);
+  if (weights.embedding_trainable) runner_.backward_embed(weights, packed.rows(), dx_.data());
+}
+
+template <class T>
+std::size_t SequencePass<T>::activation_bytes(const ModelConfig& config, std::int64_t tokens,
+                                              std::int64_t layers) {
+  const std::int64_t D = config.hidden_size, q = config.query_width(), kv = config.kv_width();
+  const std::int64_t F = config.intermediate_size * (config.gated_mlp ? 2 : 1);
+  const std::int64_t per_layer = 2 * D + 2 * q + 2 * kv + F + config.num_heads + 4 +
+                                 (config.qk_norm ? q + 2 * kv : 0) + (config.post_norms ? 2 * D : 0);
+  const std::int64_t scratch = 12 * D + 4 * (q + 2 * kv) + 5 * F;
+  return size(tokens * (layers * per_layer + scratch)) * sizeof(T) + kLogitsBytes;
+}
+
+template <class T>
+std::size_t SequencePass<T>::held_bytes() const {
+  std::size_t total = trunk_store_.bytes() + store_.bytes() + logits_.bytes();
+  for (const Buffer<T>* b :
+       {&trunk_, &x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_, &dgathered_})
+    total += b->bytes();
+  for (const LayerActivations<T>& a : activations_)
+    for (const Buffer<T>* b :
+         {&a.input, &a.q, &a.attention, &a.lse, &a.middle, &a.gate_up, &a.attention_mean, &a.attention_rstd,
+          &a.mlp_mean, &a.mlp_rstd, &a.qkv_raw, &a.post_attention_in, &a.post_mlp_in})
+      total += b->bytes();
+  return total;
+}
+
+template class SequencePass<float>;
+template class SequencePass<double>;
+
+}  // namespace rlhf

@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "rlhf/model/decoder.h"
+
+namespace rlhf {
+
+/// One token whose log-probability is asked: the hidden state of `row` predicts `target`.
+struct TokenTarget {
+  std::int64_t row = 0;
+  TokenId target = 0;
+};
+
+/// Forward (and backward) of whole sequences without a cache: scoring and training. Keeps activations of the
+/// last `forward` until the next one. One per lane; buffers are reused.
+template <class T>
+class SequencePass {
+ public:
+  SequencePass(const ModelConfig& config, Compute<T> compute);
+
+  /// Runs `rows` through the layers that `weights` does not train (all layers when nothing is trained) and
+  /// keeps the result, so that models that share this trunk (actor, critic, reference) can each run `forward`
+  /// from it.
+  /// @param last_layer layers [0, last_layer) are run.
+  void run_trunk(const DecoderWeights<T>& weights, const PackedRows& rows, std::int64_t last_layer);
+  /// Hidden states after the final norm, [T, D]; valid until the next call. Starts from the trunk when
+  /// run_trunk was called for these rows, from the embedding otherwise. With `keep`, backward may follow.
+  enum class Keep { kNothing, kForBackward };
+  const T* forward(const DecoderWeights<T>& weights, const PackedRows& rows, Keep keep);
+  /// Forgets the trunk's result: the next forward starts from the embedding.
+  void drop_trunk() { trunk_layer_ = -1; }
+
+  /// Log-probability (and entropy unless empty) of each target at a temperature, from the last forward.
+  /// Logits exist only for chunks of targets.
+  void token_logprobs(const DecoderWeights<T>& weights, std::span<const TokenTarget> targets,
+                      double temperature, std::span<T> logprobs, std::span<T> entropies);
+  /// Adds the gradient of sum(dlogprob * logprob + dentropy * entropy) to the head's gradient and to the
+  /// gradient of the hidden states. `dentropies` may be empty.
+  void token_logprobs_backward(const DecoderWeights<T>& weights, std::span<const TokenTarget> targets,
+                               double temperature, std::span<const T> dlogprobs,
+                               std::span<const T> dentropies);
+  /// Outputs of a scalar head at the given rows (first label).
+  void scalar_outputs(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
+                      std::span<T> values);
+  void scalar_outputs_backward(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
+                               std::span<const T> dvalues);
+  /// Backward through final norm and trained layers of the gradient that the heads' backward calls have
+  /// collected; adds to the weights' gradients.
+  void backward(const DecoderWeights<T>& weights, const PackedRows& rows);
+
+  /// Bytes held for `rows` tokens with activations of `layers` kept.
+  static std::size_t activation_bytes(const ModelConfig& config, std::int64_t tokens, std::int64_t layers);
+  std::size_t held_bytes() const;
+
+ private:
+  std::int64_t chunk_rows() const;
+  void chunk_logits(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk);
+  void clear_hidden_gradient();
+
+  ModelConfig config_;
+  DecoderRunner<T> runner_;
+  KvStore<T> trunk_store_, store_;
+  std::int64_t store_layers_ = 0;
+  std::vector<LayerActivations<T>> activations_;
+  Buffer<T> trunk_, x_, hidden_, mean_, rstd_, dhidden_, dx_;
+  Buffer<T> gathered_, logits_, dgathered_;
+  std::vector<kernels::LogitsRow> logits_rows_;
+  const TokenTarget* cached_chunk_ = nullptr;  ///< targets whose logits are still in logits_
+  std::int64_t trunk_layer_ = -1, num_rows_ = 0;
+};
+
+}  // namespace rlhf
