@@ -1,0 +1,278 @@
+#include "rlhf/train/build_task.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "reward/rules/calculator.h"
+#include "reward/rules/finance_rules.h"
+#include "reward/rules/text_rules.h"
+#include "rlhf/core/error.h"
+#include "rlhf/data/finance_desk/desk.h"
+#include "rlhf/data/random_walks.h"
+
+namespace rlhf {
+namespace {
+
+/// trlX's random walks as a reward: the prompt is the start letter.
+class RandomWalkReward : public RewardTerm {
+ public:
+  std::string_view name() const override { return "random_walk"; }
+  double score(const ScoredSample& scored) const override {
+    return random_walks::reward(scored.prompt.text.at(0), scored.text);
+  }
+};
+
+std::unique_ptr<RewardTerm> make_rule(const RewardSection& section) {
+  using Type = RewardSection::Type;
+  switch (section.type) {
+    case Type::kFinance:
+      return std::make_unique<finance::FinanceReward>();
+    case Type::kRandomWalk:
+      return std::make_unique<RandomWalkReward>();
+    case Type::kExactMatch:
+      return std::make_unique<ExactMatch>();
+    case Type::kF1:
+      return std::make_unique<F1Match>();
+    case Type::kNumber:
+      return std::make_unique<NumberMatch>(NumberMatch::Tolerance{section.relative_tolerance, 1e-9});
+    case Type::kRegex:
+      return std::make_unique<RegexMatch>(section.pattern);
+    case Type::kFormat: {
+      FormatDemands demands;
+      demands.prefix = section.prefix;
+      demands.suffix = section.suffix;
+      return std::make_unique<FormatRule>(std::move(demands));
+    }
+    case Type::kLength:
+      return std::make_unique<LengthRule>(LengthRule::Range{static_cast<std::size_t>(section.min_tokens),
+                                                            static_cast<std::size_t>(section.max_tokens),
+                                                            static_cast<std::size_t>(section.slope_tokens)});
+  }
+  fail<InternalError>("unknown reward type");
+}
+
+void add_rules(const RunOptions& options, TaskData& data) {
+  for (const RewardSection& section : options.rewards) {
+    TermWeight weight;
+    weight.weight = section.weight;
+    data.rules.add(make_rule(section), weight);
+  }
+  if (!options.rewards.empty()) return;
+  if (options.data.source == DataSource::kFinanceDesk)
+    data.rules.add(std::make_unique<finance::FinanceReward>(), {});
+  if (options.data.source == DataSource::kRandomWalks)
+    data.rules.add(std::make_unique<RandomWalkReward>(), {});
+}
+
+void append(std::vector<TokenId>& tokens, const std::vector<TokenId>& more) {
+  tokens.insert(tokens.end(), more.begin(), more.end());
+}
+
+Prompt make_prompt(const LanguageModel& model, const finance::Case& item) {
+  Prompt prompt;
+  prompt.id = item.id;
+  prompt.tokens = model.encode_chat(item.prompt(), &prompt.text);
+  prompt.task = finance::to_string(item.kind);
+  prompt.reference = item.reference;
+  return prompt;
+}
+
+void build_finance_desk(const RunOptions& options, const LanguageModel& model, TaskData& data) {
+  using finance::Split;
+  const DataSection& section = options.data;
+  const std::uint64_t seed = options.run.seed;
+  const auto count = [](std::int64_t n) { return static_cast<std::size_t>(n); };
+  for (const std::string& name : section.kinds) {
+    const finance::Kind kind = finance::kind_from_string(name);
+    if (kind == finance::Kind::kCalculation) data.tools[name] = make_calculator(model);
+    const ToolCall& tool = data.tool(name);
+    const auto demonstrations =
+        finance::make_cases(kind, Split::kTrain, count(section.sft_cases), seed * 4 + 1);
+    for (const finance::Case& item : demonstrations)
+      data.demonstrations.push_back(make_example(model, model.encode_chat(item.prompt()), item.answer, tool));
+    const auto pairs = [&](Split split, std::size_t cases, std::uint64_t pair_seed,
+                           std::vector<TrainingPair>& out) {
+      for (const finance::Case& item : finance::make_cases(kind, split, cases, pair_seed)) {
+        const auto prompt = model.encode_chat(item.prompt());
+        const TrainingExample gold = make_example(model, prompt, item.answer, tool);
+        for (const finance::Corruption& wrong : finance::corruptions(item, pair_seed + item.id))
+          out.push_back({gold.tokens, make_example(model, prompt, wrong.text, tool).tokens, 0, name});
+      }
+    };
+    if (options.has_stage(Stage::kReward)) {
+      pairs(Split::kTrain, count(section.pair_cases), seed * 4 + 2, data.train_pairs);
+      pairs(Split::kHeldOut, std::min<std::size_t>(100, count(section.eval_cases)), seed * 4 + 2,
+            data.held_out_pairs);
+    }
+    if (options.has_stage(Stage::kPpo))
+      for (const finance::Case& item :
+           finance::make_cases(kind, Split::kTrain, count(section.prompt_cases), seed * 4 + 3))
+        data.train_prompts.push_back(make_prompt(model, item));
+    // The held-out cases do not depend on the run's seed: runs are compared on the same exam.
+    if (options.has_stage(Stage::kEval))
+      for (const finance::Case& item :
+           finance::make_cases(kind, Split::kHeldOut, count(section.eval_cases), 0))
+        data.eval_prompts.push_back(make_prompt(model, item));
+    if (!demonstrations.empty())
+      for (const finance::Baseline& baseline : finance::trivial_baselines(demonstrations))
+        data.baselines.push_back({name, baseline.name, baseline.answer});
+  }
+  data.is_well_formed = [](const Prompt& prompt, std::string_view text) {
+    return finance::is_well_formed(finance::kind_from_string(prompt.task), text);
+  };
+}
+
+void build_random_walks(const RunOptions& options, const LanguageModel& model, TaskData& data) {
+  for (const std::string& walk :
+       random_walks::make_walks(static_cast<std::size_t>(options.data.sft_cases), options.run.seed)) {
+    TrainingExample example;
+    example.tokens = model.tokenizer().encode(walk);
+    example.tokens.push_back(model.end_token());
+    example.loss_mask.assign(example.tokens.size(), 1);
+    data.demonstrations.push_back(std::move(example));
+  }
+  for (char start : random_walks::start_nodes()) {
+    Prompt prompt;
+    prompt.id = static_cast<PromptId>(start);
+    prompt.text = std::string(1, start);
+    prompt.tokens = model.tokenizer().encode(prompt.text);
+    prompt.task = "random_walks";
+    data.train_prompts.push_back(prompt);
+    data.eval_prompts.push_back(prompt);
+  }
+}
+
+std::vector<TokenId> encode_prompt(const LanguageModel& model, const PromptContent& content,
+                                   std::string& text) {
+  if (!content.input_ids.empty()) return content.input_ids;
+  if (!content.messages.empty()) return model.encode_chat(content.messages, &text);
+  text = content.text;
+  return model.tokenizer().encode(text);
+}
+
+// Loss on every assistant turn. Turn boundaries come from rendering growing prefixes of the chat, so any
+// template whose rendering of a prefix is a prefix of the rendering works; others are refused rather than
+// trained wrongly.
+TrainingExample make_chat_example(const LanguageModel& model, const SftRecord& record,
+                                  const std::string& file) {
+  TrainingExample example;
+  std::string done;
+  for (std::size_t i = 0; i < record.messages.size(); ++i) {
+    if (record.messages[i].role != "assistant") continue;
+    const std::string before = model.render_chat(
+        {record.messages.begin(), record.messages.begin() + static_cast<std::ptrdiff_t>(i)}, true);
+    const std::string after = model.render_chat(
+        {record.messages.begin(), record.messages.begin() + static_cast<std::ptrdiff_t>(i) + 1}, false);
+    if (!before.starts_with(done) || !after.starts_with(before))
+      fail<InvalidArgument>(
+          file, ":", record.line, ": the chat template does not render turn ", i + 1,
+          " as a continuation of the turns before; loss on answers only is not possible with it");
+    append(example.tokens, model.tokenizer().encode(std::string_view(before).substr(done.size())));
+    example.loss_mask.resize(example.tokens.size(), 0);
+    append(example.tokens, model.tokenizer().encode(std::string_view(after).substr(before.size())));
+    example.loss_mask.resize(example.tokens.size(), 1);
+    done = after;
+  }
+  return example;
+}
+
+void build_files(const RunOptions& options, const LanguageModel& model, TaskData& data) {
+  const DataSection& section = options.data;
+  const std::int64_t context = model.config().max_positions;
+  const auto check_length = [&](std::size_t tokens, const std::string& file, std::int64_t line) {
+    if (static_cast<std::int64_t>(tokens) > context)
+      fail<InvalidArgument>(file, ":", line, ": has ", tokens, " tokens, the model's context is ", context);
+  };
+  if (options.has_stage(Stage::kSft) || options.has_stage(Stage::kPretrain))
+    for (const SftRecord& record : read_sft_records(section.sft_file, section.prompt_text)) {
+      data.demonstrations.push_back(
+          record.messages.empty()
+              ? make_example(model, model.tokenizer().encode(record.prompt), record.response, {})
+              : make_chat_example(model, record, section.sft_file));
+      check_length(data.demonstrations.back().tokens.size(), section.sft_file, record.line);
+    }
+  const auto pairs = [&](const std::string& file, std::vector<TrainingPair>& out) {
+    for (const PreferencePair& pair : read_preference_pairs(file, section.prompt_text)) {
+      const auto side = [&](const RankedResponse& ranked) {
+        std::string text;
+        auto tokens =
+            make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {}).tokens;
+        check_length(tokens.size(), file, pair.line);
+        return tokens;
+      };
+      out.push_back({side(pair.chosen), side(pair.rejected), pair.margin, pair.task});
+    }
+  };
+  if (options.has_stage(Stage::kReward)) {
+    pairs(section.pairs_file, data.train_pairs);
+    if (!section.held_out_pairs_file.empty()) pairs(section.held_out_pairs_file, data.held_out_pairs);
+  }
+  const auto prompts = [&](const std::string& file, std::vector<Prompt>& out) {
+    for (const PromptRecord& record : read_prompt_records(file, section.prompt_text)) {
+      Prompt prompt;
+      prompt.id = record.id;
+      prompt.tokens = encode_prompt(model, record.content, prompt.text);
+      prompt.task = record.task.empty() ? "default" : record.task;
+      prompt.reference = record.reference;
+      check_length(prompt.tokens.size() + 1, file, record.line);
+      out.push_back(std::move(prompt));
+    }
+  };
+  if (options.has_stage(Stage::kPpo)) prompts(section.prompts_file, data.train_prompts);
+  if (options.has_stage(Stage::kEval)) prompts(section.eval_file, data.eval_prompts);
+}
+
+}  // namespace
+
+const ToolCall& TaskData::tool(const std::string& task) const {
+  static const ToolCall none;
+  const auto found = tools.find(task);
+  return found == tools.end() ? none : found->second;
+}
+
+ToolCall make_calculator(const LanguageModel& model) {
+  ToolCall tool;
+  tool.trigger = kCalcClose;
+  tool.max_calls = 1;
+  tool.respond = [tokenizer = model.tokenizer()](std::string_view text) {
+    const auto expression = find_calculation(text);
+    return tokenizer.encode(
+        tool_result(expression ? calculate(*expression) : Calculation{std::nullopt, "no expression"}));
+  };
+  return tool;
+}
+
+TrainingExample make_example(const LanguageModel& model, const std::vector<TokenId>& prompt,
+                             std::string_view response, const ToolCall& tool) {
+  TrainingExample example;
+  example.tokens = prompt;
+  example.loss_mask.assign(prompt.size(), 0);
+  append(example.tokens, model.tokenizer().encode(response));
+  example.loss_mask.resize(example.tokens.size(), 1);
+  if (!tool.trigger.empty() && response.find(tool.trigger) != std::string_view::npos) {
+    append(example.tokens, tool.respond(response));
+    example.loss_mask.resize(example.tokens.size(), 0);
+  }
+  example.tokens.push_back(model.end_token());
+  example.loss_mask.push_back(1);
+  return example;
+}
+
+TaskData build_task(const RunOptions& options, const LanguageModel& model) {
+  TaskData data;
+  switch (options.data.source) {
+    case DataSource::kFinanceDesk:
+      build_finance_desk(options, model, data);
+      break;
+    case DataSource::kRandomWalks:
+      build_random_walks(options, model, data);
+      break;
+    case DataSource::kFiles:
+      build_files(options, model, data);
+      break;
+  }
+  add_rules(options, data);
+  return data;
+}
+
+}  // namespace rlhf

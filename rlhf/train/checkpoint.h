@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+
+#include "rlhf/model/parameters.h"
+#include "rlhf/train/optimizer.h"
+#include "rlhf/train/stage.h"
+
+namespace rlhf {
+
+/// One model that learns in a stage, with its optimizer.
+struct LearningModel {
+  std::string name;  ///< "policy", "value"
+  Parameters<float>* parameters = nullptr;
+  Optimizer<float>* optimizer = nullptr;
+};
+
+/// State of an unfinished stage: weights that learn, moments, step and a few numbers (controller states).
+/// Data order and draws are functions of seed and step, so this is all a run needs to continue bit for bit.
+///
+/// Two slots are written in turn; the manifest that names the valid one is replaced atomically and last, so a
+/// crash or a full disk leaves the earlier checkpoint intact.
+class StageCheckpoint {
+ public:
+  StageCheckpoint(const StageContext& context, std::string stage, std::vector<LearningModel> models);
+
+  /// Restores the latest state. @return steps done, 0 when there is no checkpoint.
+  /// @throws IoError when it was written under another configuration or does not fit the models.
+  std::int64_t restore(std::map<std::string, double>& numbers);
+  /// Writes a checkpoint when one is due or a stop is requested.
+  /// @throws StageStopped after writing when a stop is requested.
+  void after_step(std::int64_t steps_done, std::int64_t total_steps,
+                  const std::map<std::string, double>& numbers);
+  /// Removes the state: the stage is complete.
+  void remove();
+
+ private:
+  void write(std::int64_t steps_done, const std::map<std::string, double>& numbers);
+  std::filesystem::path manifest() const { return folder_ / (stage_ + ".json"); }
+
+  const StageContext& context_;
+  std::string stage_;
+  std::filesystem::path folder_;
+  std::vector<LearningModel> models_;
+  int next_slot_ = 0;
+};
+
+}  // namespace rlhf

@@ -1,0 +1,180 @@
+#include "rlhf/train/evaluation.h"
+
+#include <algorithm>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <sstream>
+
+#include "rlhf/core/atomic_file.h"
+#include "rlhf/core/error.h"
+#include "rlhf/train/build_task.h"
+#include "rlhf/train/reward_model.h"
+
+namespace rlhf {
+
+namespace {
+
+// Tasks in order of first appearance, with the indices of their responses.
+std::vector<std::pair<std::string, std::vector<std::size_t>>> by_task(
+    const std::vector<JudgedResponse>& responses) {
+  std::vector<std::pair<std::string, std::vector<std::size_t>>> groups;
+  for (std::size_t i = 0; i < responses.size(); ++i) {
+    const std::string& task = responses[i].prompt->task;
+    auto group = std::ranges::find(groups, task, &std::pair<std::string, std::vector<std::size_t>>::first);
+    if (group == groups.end()) group = groups.insert(groups.end(), {task, {}});
+    group->second.push_back(i);
+  }
+  return groups;
+}
+
+TaskScore summarise(const std::string& task, const std::vector<std::size_t>& indices,
+                    const Evaluation& evaluation) {
+  TaskScore result;
+  result.task = task;
+  result.count = static_cast<std::int64_t>(indices.size());
+  std::vector<double> scores;
+  double formed = 0, model = 0;
+  const double share = 1 / static_cast<double>(indices.size());
+  for (std::size_t i : indices) {
+    const JudgedResponse& response = evaluation.responses[i];
+    scores.push_back(response.score);
+    result.accuracy += share * (response.score >= 1);
+    if (response.well_formed) formed += share * *response.well_formed;
+    if (response.model_score) model += share * *response.model_score;
+    result.eos_rate += share * response.ended;
+    result.mean_length += share * static_cast<double>(response.tokens);
+  }
+  result.score = std::accumulate(scores.begin(), scores.end(), 0.0) * share;
+  result.interval = bootstrap_mean_interval(scores, 0xb007);
+  if (evaluation.responses[indices.front()].well_formed) result.well_formed_rate = formed;
+  if (evaluation.responses[indices.front()].model_score) result.model_score = model;
+  return result;
+}
+
+void summarise_tasks(Evaluation& evaluation) {
+  for (const auto& [task, indices] : by_task(evaluation.responses))
+    evaluation.tasks.push_back(summarise(task, indices, evaluation));
+}
+
+}  // namespace
+
+Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
+                    const RolloutOptions& rollout, std::uint32_t draws, const Parameters<float>* reward_model,
+                    const StageContext& context) {
+  RLHF_CHECK(!data.eval_prompts.empty(), "eval: there are no held-out prompts");
+  Stopwatch watch;
+  auto engine = make_engine(model, rollout, data.eval_prompts, context.compute);
+  std::vector<GenerationRequest> requests;
+  for (const Prompt& prompt : data.eval_prompts) {
+    requests.push_back(make_request(prompt, rollout, model, data));
+    requests.back().num_samples = draws;
+    requests.back().seed = 0xe7a1;
+    requests.back().prompt_id = requests.size() - 1;
+  }
+  const auto samples = generate_all(*engine, model.parameters().weights(), 0, std::move(requests));
+  engine.reset();
+  Evaluation evaluation;
+  evaluation.name = name;
+  std::vector<std::vector<TokenId>> sequences;
+  for (const Sample& sample : samples) {
+    JudgedResponse response;
+    response.prompt = &data.eval_prompts[sample.prompt_id];
+    response.text = response_text(model, sample);
+    if (!data.rules.empty())
+      response.score = data.rules.score({*response.prompt, sample, response.text}).total;
+    if (data.is_well_formed) response.well_formed = data.is_well_formed(*response.prompt, response.text);
+    response.ended = sample.finish_reason == FinishReason::kStop;
+    response.tokens = static_cast<std::int64_t>(sample.tokens.size());
+    evaluation.responses.push_back(std::move(response));
+    if (reward_model) {
+      sequences.push_back(evaluation.responses.back().prompt->tokens);
+      sequences.back().insert(sequences.back().end(), sample.tokens.begin(), sample.tokens.end());
+    }
+  }
+  if (reward_model) {
+    SequencePass<float> pass(reward_model->config(), context.compute);
+    const auto scores =
+        score_sequences(pass, reward_model->weights(), {sequences.begin(), sequences.end()}, 2048);
+    for (std::size_t i = 0; i < scores.size(); ++i) evaluation.responses[i].model_score = scores[i];
+  }
+  summarise_tasks(evaluation);
+  evaluation.seconds = watch.seconds();
+  return evaluation;
+}
+
+double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model) {
+  double sum = 0, count = 0;
+  const ToolCall& tool = data.tool(baseline.task);
+  for (const Prompt& prompt : data.eval_prompts) {
+    if (prompt.task != baseline.task) continue;
+    const TrainingExample example = make_example(model, prompt.tokens, baseline.answer, tool);
+    Sample sample;
+    sample.tokens.assign(example.tokens.begin() + static_cast<std::ptrdiff_t>(prompt.tokens.size()),
+                         example.tokens.end());
+    sample.mask.assign(sample.tokens.size(), 1);
+    sum += data.rules.score({prompt, sample, response_text(model, sample)}).total;
+    ++count;
+  }
+  return count > 0 ? sum / count : 0;
+}
+
+std::vector<double> task_scores(const Evaluation& evaluation, const std::string& task) {
+  std::vector<double> scores;
+  for (const JudgedResponse& response : evaluation.responses)
+    if (response.prompt->task == task) scores.push_back(response.score);
+  return scores;
+}
+
+double mean_score(const Evaluation& evaluation) {
+  double sum = 0;
+  for (const JudgedResponse& response : evaluation.responses) sum += response.score;
+  return sum / static_cast<double>(std::max<std::size_t>(1, evaluation.responses.size()));
+}
+
+void save_evaluation(const std::filesystem::path& path, const Evaluation& evaluation) {
+  std::string text;
+  for (const JudgedResponse& response : evaluation.responses) {
+    nlohmann::json line = {{"prompt_id", response.prompt->id},
+                           {"task", response.prompt->task},
+                           {"prompt", response.prompt->text},
+                           {"response", response.text},
+                           {"reference", response.prompt->reference},
+                           {"score", response.score},
+                           {"ended", response.ended},
+                           {"tokens", response.tokens}};
+    if (response.well_formed) line["well_formed"] = *response.well_formed;
+    if (response.model_score) line["reward_model"] = *response.model_score;
+    text += line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  }
+  write_file_atomically(path, text);
+}
+
+Evaluation load_evaluation(const std::filesystem::path& path, const std::string& name, const TaskData& data) {
+  Evaluation evaluation;
+  evaluation.name = name;
+  std::map<PromptId, const Prompt*> prompts;
+  for (const Prompt& prompt : data.eval_prompts) prompts[prompt.id] = &prompt;
+  std::istringstream lines(read_text_file(path));
+  for (std::string line; std::getline(lines, line);) {
+    try {
+      const auto json = nlohmann::json::parse(line);
+      JudgedResponse response;
+      response.prompt = prompts.at(json.at("prompt_id"));
+      response.text = json.at("response");
+      response.score = json.at("score");
+      response.ended = json.at("ended");
+      response.tokens = json.at("tokens");
+      if (json.contains("well_formed")) response.well_formed = json["well_formed"].get<bool>();
+      if (json.contains("reward_model")) response.model_score = json["reward_model"].get<double>();
+      evaluation.responses.push_back(std::move(response));
+    } catch (const std::exception& error) {
+      fail<IoError>(path.string(), ":", evaluation.responses.size() + 1,
+                    ": not a judged response of this run: ", error.what());
+    }
+  }
+  summarise_tasks(evaluation);
+  return evaluation;
+}
+
+}  // namespace rlhf

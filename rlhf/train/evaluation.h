@@ -1,0 +1,60 @@
+#pragma once
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "rlhf/report/interval.h"
+#include "rlhf/train/ppo_trainer.h"
+
+namespace rlhf {
+
+/// One judged response.
+struct JudgedResponse {
+  const Prompt* prompt = nullptr;
+  std::string text;
+  double score = 0;                   ///< rule reward
+  std::optional<double> model_score;  ///< of the reward model, when there is one
+  std::optional<bool> well_formed;    ///< when the task has a form
+  bool ended = false;                 ///< with an end token
+  std::int64_t tokens = 0;
+};
+
+/// Scores of one model on one task.
+struct TaskScore {
+  std::string task;
+  std::int64_t count = 0;
+  double score = 0;
+  Interval interval;    ///< 95 %, of the mean
+  double accuracy = 0;  ///< share of responses with full reward (1)
+  std::optional<double> well_formed_rate, model_score;
+  double eos_rate = 0, mean_length = 0;
+};
+
+struct Evaluation {
+  std::string name;  ///< "base", "sft", "ppo"
+  std::vector<TaskScore> tasks;
+  std::vector<JudgedResponse> responses;  ///< in the order of the prompts
+  double seconds = 0;
+};
+
+/// Answers every held-out prompt (`draws` times) and judges the answers.
+/// @param reward_model may be null
+Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
+                    const RolloutOptions& rollout, std::uint32_t draws, const Parameters<float>* reward_model,
+                    const StageContext& context);
+
+/// Mean score of a constant answer on the held-out prompts of a task.
+double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model);
+
+/// Scores of one task in the order of the prompts.
+std::vector<double> task_scores(const Evaluation& evaluation, const std::string& task);
+/// Mean score over all responses.
+double mean_score(const Evaluation& evaluation);
+
+/// Keeps the judged responses as JSONL, and reads them back for a resumed run. @throws IoError
+void save_evaluation(const std::filesystem::path& path, const Evaluation& evaluation);
+Evaluation load_evaluation(const std::filesystem::path& path, const std::string& name, const TaskData& data);
+
+}  // namespace rlhf

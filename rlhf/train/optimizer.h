@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "rlhf/kernels/ops.h"
+#include "rlhf/model/parameters.h"
+#include "rlhf/ppo/options.h"
+
+namespace rlhf {
+
+/// One declaration of the optimizer's options for all stages.
+using OptimizerOptions = ppo::OptimizerOptions;
+
+/// AdamW over the flat trainable buffer of one model, in one pass. Scalar type T as the model's.
+template <class T>
+class Optimizer {
+ public:
+  Optimizer(const OptimizerOptions& options, std::size_t num_elements);
+
+  struct StepResult {
+    double gradient_norm = 0;  ///< before clipping
+    bool skipped = false;      ///< the norm was not finite: weights and moments are unchanged
+  };
+  /// Updates the weights with their gradient and zeroes the gradient.
+  StepResult step(const Compute<T>& compute, Parameters<T>& parameters, double learning_rate);
+
+  const OptimizerOptions& options() const { return options_; }
+  std::int64_t num_steps() const { return steps_; }
+  std::size_t bytes() const { return first_.bytes() + second_.bytes(); }
+
+  /// State for checkpoints.
+  std::span<T> first_moment() { return {first_.data(), first_.size()}; }
+  std::span<T> second_moment() { return {second_.data(), second_.size()}; }
+  void set_num_steps(std::int64_t steps) { steps_ = steps; }
+
+ private:
+  OptimizerOptions options_;
+  Buffer<T> first_, second_;
+  std::int64_t steps_ = 0;
+};
+
+}  // namespace rlhf

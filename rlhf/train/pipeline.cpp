@@ -1,0 +1,307 @@
+#include "rlhf/train/pipeline.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "rlhf/core/error.h"
+#include "rlhf/model/safetensors.h"
+#include "rlhf/model/weight_file.h"
+#include "rlhf/train/build_task.h"
+
+namespace rlhf {
+namespace {
+
+LanguageModel load_policy(const RunOptions& options) {
+  const ModelSection& section = options.model;
+  if (section.new_model)
+    return LanguageModel::create(*section.new_model, section.trainable, options.run.seed);
+  return LanguageModel::load(section.path, section.trainable);
+}
+
+std::uint64_t machine_memory_bytes() {
+  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::uint64_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+}  // namespace
+
+Pipeline::Pipeline(RunOptions options, PipelineSettings settings, RunObserver& observer)
+    : options_(std::move(options)),
+      settings_(std::move(settings)),
+      observer_(observer),
+      pool_(static_cast<int>(options_.threads)),
+      policy_(load_policy(options_)),
+      data_(build_task(options_, policy_)) {
+  for (const std::string& warning : data_.warnings) observer_.message(LogLevel::kWarning, warning);
+  plan_memory();
+}
+
+Pipeline::~Pipeline() = default;
+
+void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermWeight weight) {
+  data_.rules.add(std::move(term), weight);
+}
+
+StageContext Pipeline::context() {
+  StageContext context(Compute<float>(pool_, kernels::detect_cpu_isa()));
+  context.observer = &observer_;
+  context.stop = settings_.stop;
+  context.seed = options_.run.seed;
+  if (!settings_.directory.empty()) context.checkpoints = settings_.directory / "checkpoints";
+  context.checkpoint_every = options_.run.checkpoint_every;
+  context.fingerprint = settings_.fingerprint;
+  return context;
+}
+
+// What the run will hold at its peak, checked against the budget before anything is trained.
+void Pipeline::plan_memory() {
+  const auto weights = static_cast<std::uint64_t>(policy_.parameters().owned_bytes());
+  const auto trainable = static_cast<std::uint64_t>(policy_.parameters().trainable().size_bytes());
+  const bool ppo = options_.has_stage(Stage::kPpo);
+  const std::uint64_t critic = ppo && ppo::needs_critic(options_.ppo.algorithm) ? 1 : 0;
+  const std::uint64_t reference = ppo && ppo::needs_reference(options_.ppo.algorithm) ? 1 : 0;
+  const std::uint64_t reward = options_.has_stage(Stage::kReward) ? 1 : 0;
+  const bool trains =
+      ppo || reward || options_.has_stage(Stage::kSft) || options_.has_stage(Stage::kPretrain);
+  memory_.emplace_back("policy weights", weights);
+  if (trains) memory_.emplace_back("policy gradient and moments", 3 * trainable);
+  if (critic) memory_.emplace_back("critic (own part: weights, gradient, moments)", 4 * trainable);
+  if (reference) memory_.emplace_back("reference (own part)", trainable);
+  if (reward) memory_.emplace_back("reward model (own part: weights, gradient)", 2 * trainable);
+  std::size_t longest = 1;
+  for (const auto* prompts : {&data_.train_prompts, &data_.eval_prompts})
+    for (const Prompt& prompt : *prompts) longest = std::max(longest, prompt.tokens.size());
+  const std::int64_t blocks =
+      RolloutEngine::blocks_for(options_.rollout.max_sequences + 1,
+                                static_cast<std::int64_t>(longest) + options_.rollout.max_new_tokens);
+  const std::uint64_t kv = KvStore<float>::block_bytes(policy_.config(), policy_.config().num_layers) *
+                           static_cast<std::uint64_t>(blocks);
+  if (ppo || options_.has_stage(Stage::kEval)) memory_.emplace_back("K/V cache", kv);
+  const std::int64_t layers =
+      policy_.config().num_layers - policy_.parameters().weights().first_trainable_layer;
+  const std::int64_t tokens =
+      std::max({options_.ppo.max_tokens_per_micro_batch, options_.sft.max_tokens_per_micro_batch,
+                options_.reward.max_tokens_per_micro_batch});
+  if (trains)
+    memory_.emplace_back("activations",
+                         SequencePass<float>::activation_bytes(policy_.config(), tokens, layers));
+  std::uint64_t total = 0;
+  std::string list;
+  for (const auto& [name, bytes] : memory_) {
+    total += bytes;
+    list += concat("\n  ", bytes >> 20, " MiB  ", name);
+  }
+  const std::uint64_t budget = options_.memory.budget.resolve(machine_memory_bytes());
+  if (total > budget)
+    fail<MemoryError>("memory.budget is ", budget >> 20, " MiB but the run needs ", total >> 20,
+                      " MiB:", list,
+                      "\nlower max_tokens_per_micro_batch or rollout.max_sequences, or train fewer layers "
+                      "(model.trainable: last_layers)");
+  observer_.message(LogLevel::kInfo,
+                    concat("memory: ", total >> 20, " MiB of a budget of ", budget >> 20, " MiB", list));
+  if (policy_.parameters().trainable_options().mode != TrainableMode::kAll)
+    observer_.message(LogLevel::kInfo, concat("memory: sharing the frozen trunk saves ",
+                                              ((weights - trainable) * (critic + reference + reward)) >> 20,
+                                              " MiB of copies"));
+}
+
+RunReport Pipeline::run() {
+  const bool judged = options_.has_stage(Stage::kEval);
+  if (judged && options_.eval.base) judge("base");
+  for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo})
+    if (options_.has_stage(stage)) run_stage(stage);
+  const auto sft = std::ranges::find(evaluations_, std::string("sft"), &Evaluation::name);
+  if (sft != evaluations_.end()) final_is_worse_ = mean_score(evaluations_.back()) < mean_score(*sft);
+  return make_report();
+}
+
+void Pipeline::run_stage(Stage stage) {
+  const std::string name = to_string(stage);
+  Stopwatch watch;
+  switch (stage) {
+    case Stage::kPretrain:
+    case Stage::kSft:
+      train_policy_stage(stage);
+      break;
+    case Stage::kReward:
+      train_reward_model();
+      break;
+    case Stage::kPpo:
+      train_ppo();
+      break;
+    case Stage::kEval:
+      break;
+  }
+  timings_.push_back({name, "train", watch.lap()});
+  if (stage == Stage::kReward || !options_.has_stage(Stage::kEval)) return;
+  judge(name);
+}
+
+void Pipeline::train_policy_stage(Stage stage) {
+  const std::string name = to_string(stage);
+  if (is_done(name)) return load_final(name, policy_.parameters());
+  run_sft(policy_, data_.demonstrations, stage == Stage::kSft ? options_.sft : options_.pretrain, name,
+          context());
+  save_final(name, policy_.parameters());
+}
+
+void Pipeline::train_reward_model() {
+  ModelConfig config = policy_.config();
+  config.scalar_head = true;
+  config.num_labels = 1;
+  reward_model_ =
+      std::make_unique<Parameters<float>>(config, options_.model.trainable, &policy_.parameters());
+  reward_model_->initialise_score_head(options_.run.seed);
+  if (is_done("reward")) {
+    load_final("reward", *reward_model_);
+  } else {
+    run_reward_model(*reward_model_, data_.train_pairs, {}, options_.reward, context());
+    save_final("reward", *reward_model_);
+  }
+  if (data_.held_out_pairs.empty()) return;
+  SequencePass<float> pass(config, context().compute);
+  const PairAccuracy accuracy = evaluate_pairs(pass, reward_model_->weights(), data_.held_out_pairs);
+  results_.emplace_back("reward_model/pairs", static_cast<double>(accuracy.pairs));
+  results_.emplace_back("reward_model/accuracy", accuracy.accuracy);
+  results_.emplace_back("reward_model/calibration_error", accuracy.calibration_error);
+  observer_.message(LogLevel::kInfo,
+                    concat("reward model: orders ", 100 * accuracy.accuracy, " % of ", accuracy.pairs,
+                           " held-out pairs rightly, calibration error ", accuracy.calibration_error));
+}
+
+void Pipeline::train_ppo() {
+  if (is_done("ppo")) return load_final("ppo", policy_.parameters());
+  const Parameters<float> reference = policy_.parameters().frozen_copy();
+  const Parameters<float>* critic_base =
+      options_.ppo.critic_init == CriticInit::kReward ? reward_model_.get() : nullptr;
+  const StageContext stage_context = context();
+  {
+    PpoTrainer trainer(policy_, reference, reward_model_.get(), critic_base, data_, options_.rollout,
+                       options_.ppo, stage_context);
+    trainer.run();
+  }
+  save_final("ppo", policy_.parameters());
+}
+
+void Pipeline::judge(const std::string& name) {
+  const std::filesystem::path kept = settings_.directory / "samples" / ("eval_" + name + ".jsonl");
+  RolloutOptions rollout = options_.rollout;
+  rollout.sampling = {};
+  rollout.sampling.temperature = options_.eval.temperature;
+  if (options_.eval.max_new_tokens > 0) rollout.max_new_tokens = options_.eval.max_new_tokens;
+  const bool keep = !settings_.directory.empty();
+  if (settings_.start == PipelineSettings::Start::kResume && keep && std::filesystem::exists(kept) &&
+      (name == "base" || is_done(name))) {
+    evaluations_.push_back(load_evaluation(kept, name, data_));
+  } else {
+    observer_.stage_begin("eval " + name, 1);
+    evaluations_.push_back(evaluate(name, policy_, data_, rollout, 1, reward_model_.get(), context()));
+    timings_.push_back({name, "eval", evaluations_.back().seconds});
+    if (keep) save_evaluation(kept, evaluations_.back());
+    Metrics metrics;
+    for (const TaskScore& task : evaluations_.back().tasks)
+      metrics.emplace_back("score/" + task.task, task.score);
+    metrics.emplace_back("reward/total", mean_score(evaluations_.back()));
+    observer_.step("eval " + name, 1, 1, metrics);
+  }
+  results_.erase(std::remove_if(results_.begin(), results_.end(),
+                                [](const auto& r) { return r.first == "greedy" || r.first == "sampled"; }),
+                 results_.end());
+  if (options_.eval.temperature == 0) results_.emplace_back("greedy", mean_score(evaluations_.back()));
+  if (options_.eval.sampled_draws > 0) {
+    rollout.sampling = options_.rollout.sampling;
+    const Evaluation sampled =
+        evaluate(name, policy_, data_, rollout, static_cast<std::uint32_t>(options_.eval.sampled_draws),
+                 nullptr, context());
+    results_.emplace_back("sampled", mean_score(sampled));
+  }
+}
+
+bool Pipeline::is_done(const std::string& stage) const {
+  return settings_.start == PipelineSettings::Start::kResume && !settings_.directory.empty() &&
+         std::filesystem::exists(settings_.directory / "checkpoints" / (stage + ".final.safetensors"));
+}
+
+void Pipeline::save_final(const std::string& stage, const Parameters<float>& parameters) {
+  if (settings_.directory.empty()) return;
+  const auto folder = settings_.directory / "checkpoints";
+  std::filesystem::create_directories(folder);
+  if (options_.run.export_stages) policy_.save(folder / stage, parameters);
+  const std::span<const float> weights = parameters.trainable();
+  const std::vector<OutputTensor> tensors = {
+      {"weights", {static_cast<std::int64_t>(weights.size())}, weights}};
+  save_safetensors(folder / (stage + ".final.safetensors"), tensors);
+}
+
+void Pipeline::load_final(const std::string& stage, Parameters<float>& parameters) {
+  const auto path = settings_.directory / "checkpoints" / (stage + ".final.safetensors");
+  WeightFile::open(path)->read("weights", parameters.trainable());
+  observer_.message(LogLevel::kInfo, concat("stage ", stage, " is done already: ", path.string()));
+}
+
+TaskReport Pipeline::report_task(const std::string& task) const {
+  TaskReport report;
+  report.task = task;
+  for (const Evaluation& evaluation : evaluations_)
+    for (const TaskScore& score : evaluation.tasks)
+      if (score.task == task) {
+        StageScore stage;
+        stage.stage = evaluation.name;
+        stage.score = score.score;
+        stage.interval = score.interval;
+        stage.count = static_cast<std::size_t>(score.count);
+        stage.accuracy = score.accuracy;
+        stage.well_formed = score.well_formed_rate;
+        stage.mean_tokens = score.mean_length;
+        stage.reward_model = score.model_score;
+        report.stages.push_back(stage);
+      }
+  for (const TaskBaseline& baseline : data_.baselines)
+    if (baseline.task == task)
+      report.baselines.push_back({baseline.name, score_constant_answer(data_, baseline, policy_)});
+  for (std::size_t i = 1; i < evaluations_.size(); ++i) {
+    const auto before = task_scores(evaluations_[i - 1], task), after = task_scores(evaluations_[i], task);
+    report.comparisons.push_back({evaluations_[i - 1].name, evaluations_[i].name,
+                                  report.stages[i].score - report.stages[i - 1].score,
+                                  paired_difference_interval(before, after, 0xd1ff)});
+  }
+  return report;
+}
+
+RunReport Pipeline::make_report() const {
+  RunReport report;
+  report.name = options_.run.name;
+  report.version = RLHF_VERSION;
+  report.seed = options_.run.seed;
+  report.metrics = results_;
+  report.timings = timings_;
+  report.memory_bytes = memory_;
+  report.peak_memory_bytes = peak_resident_bytes();
+  report.warnings = warnings_;
+  if (evaluations_.empty()) return report;
+  for (const TaskScore& task : evaluations_.front().tasks) {
+    report.tasks.push_back(report_task(task.task));
+    const auto& stages = report.tasks.back().stages;
+    for (std::size_t i = 1; i < stages.size(); ++i)
+      if (proxy_diverges(stages[i - 1], stages[i]))
+        report.warnings.push_back(
+            concat(task.task, ": from ", stages[i - 1].stage, " to ", stages[i].stage,
+                   " the reward model's score rose while the rule reward fell (reward hacking?)"));
+    std::int64_t shown = 0;
+    for (std::size_t i = 0; i < evaluations_.front().responses.size() && shown < options_.eval.transcripts;
+         ++i) {
+      const JudgedResponse& first = evaluations_.front().responses[i];
+      if (first.prompt->task != task.task) continue;
+      Transcript transcript{task.task, first.prompt->text, first.prompt->reference, {}};
+      for (const Evaluation& evaluation : evaluations_)
+        transcript.responses.push_back(
+            {evaluation.name, evaluation.responses[i].text, evaluation.responses[i].score});
+      report.transcripts.push_back(std::move(transcript));
+      ++shown;
+    }
+  }
+  return report;
+}
+
+}  // namespace rlhf

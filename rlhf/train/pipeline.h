@@ -1,0 +1,75 @@
+#pragma once
+
+#include <atomic>
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "rlhf/report/run_report.h"
+#include "rlhf/train/evaluation.h"
+#include "rlhf/train/run_options.h"
+#include "rlhf/train/stage.h"
+#include "rlhf/train/task_data.h"
+
+namespace rlhf {
+
+/// What lies around a run's options.
+struct PipelineSettings {
+  enum class Start { kFresh, kResume, kOverwrite };
+  Start start = Start::kFresh;
+  std::filesystem::path directory;          ///< checkpoints and judged responses; empty = nothing is written
+  const std::atomic<bool>* stop = nullptr;  ///< ends the run after the current step
+  std::string fingerprint;                  ///< of the resolved configuration
+};
+
+/// A whole run: loads the model, makes or reads the data and works through the stages. Embedders may add
+/// rewards and watch through an observer. Several pipelines can live in one process.
+class Pipeline {
+ public:
+  /// Loads model and data. @throws ConfigError, IoError, MemoryError (a budget that cannot hold the run, with
+  /// the list of needs)
+  Pipeline(RunOptions options, PipelineSettings settings, RunObserver& observer);
+  ~Pipeline();
+
+  /// Adds a reward of the caller's to the rules of the run. Before run().
+  void add_reward(std::unique_ptr<RewardTerm> term, TermWeight weight);
+  LanguageModel& policy() { return policy_; }
+  const TaskData& data() const { return data_; }
+
+  /// Runs all stages. Finished ones are skipped when resuming. @throws StageStopped after writing a
+  /// checkpoint.
+  RunReport run();
+  /// Whether the final model's mean held-out score is below the SFT model's. After run().
+  bool final_is_worse() const { return final_is_worse_; }
+
+ private:
+  void run_stage(Stage stage);
+  void train_policy_stage(Stage stage);
+  void train_reward_model();
+  void train_ppo();
+  void judge(const std::string& name);
+  bool is_done(const std::string& stage) const;
+  void save_final(const std::string& stage, const Parameters<float>& parameters);
+  void load_final(const std::string& stage, Parameters<float>& parameters);
+  void plan_memory();
+  RunReport make_report() const;
+  TaskReport report_task(const std::string& task) const;
+  StageContext context();
+
+  RunOptions options_;
+  PipelineSettings settings_;
+  RunObserver& observer_;
+  ThreadPool pool_;
+  LanguageModel policy_;
+  TaskData data_;
+  std::unique_ptr<Parameters<float>> reward_model_;
+  std::vector<Evaluation> evaluations_;
+  std::vector<PhaseTime> timings_;
+  std::vector<std::pair<std::string, double>> results_;
+  std::vector<std::pair<std::string, std::uint64_t>> memory_;
+  std::vector<std::string> warnings_;
+  bool final_is_worse_ = false;
+};
+
+}  // namespace rlhf

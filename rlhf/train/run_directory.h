@@ -1,0 +1,53 @@
+#pragma once
+
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "rlhf/report/metrics_writer.h"
+#include "rlhf/report/progress.h"
+#include "rlhf/report/tensorboard_writer.h"
+#include "rlhf/train/pipeline.h"
+#include "rlhf/train/run_options.h"
+#include "rlhf/train/stage.h"
+
+namespace rlhf {
+
+/// The folder of a run: config.resolved.yaml, metrics.jsonl, samples/*.jsonl, checkpoints/, tensorboard/,
+/// summary.json, report.md. Watches a pipeline, writes its metrics and shows progress.
+class RunDirectory : public RunObserver {
+ public:
+  /// Creates the folder and writes the resolved configuration.
+  /// @throws Error when it holds a finished or unfinished run and `start` is kFresh, IoError when it cannot
+  /// be written.
+  RunDirectory(const RunOptions& options, PipelineSettings::Start start, Progress::Options progress,
+               Progress::Sink print);
+  ~RunDirectory() override;
+
+  const std::filesystem::path& path() const { return path_; }
+  /// Hash of the resolved configuration, for checkpoints.
+  const std::string& fingerprint() const { return fingerprint_; }
+  /// Writes summary.json and report.md.
+  void finish(const RunReport& report);
+
+  void message(LogLevel level, const std::string& text) override;
+  void stage_begin(const std::string& stage, std::int64_t steps) override;
+  void step(const std::string& stage, std::int64_t step, std::int64_t steps, const Metrics& metrics) override;
+  void sample(const std::string& stage, const std::string& json) override;
+
+ private:
+  std::filesystem::path path_;
+  std::string fingerprint_;
+  bool resumed_ = false;
+  std::optional<MetricsWriter> metrics_;
+  std::unique_ptr<TensorBoardWriter> tensorboard_;
+  std::map<std::string, std::ofstream> samples_;
+  Progress progress_;
+  std::string stage_;
+  bool stage_started_ = false;
+};
+
+}  // namespace rlhf

@@ -1,0 +1,75 @@
+#include "rlhf/train/run_options.h"
+
+#include <algorithm>
+#include <array>
+
+namespace rlhf {
+namespace {
+constexpr std::array kStages = {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo, Stage::kEval};
+}
+
+const char* to_string(Stage stage) {
+  switch (stage) {
+    case Stage::kPretrain:
+      return "pretrain";
+    case Stage::kSft:
+      return "sft";
+    case Stage::kReward:
+      return "reward";
+    case Stage::kPpo:
+      return "ppo";
+    case Stage::kEval:
+      return "eval";
+  }
+  return "unknown";
+}
+
+bool RunOptions::has_stage(Stage stage) const {
+  return std::find(stages.begin(), stages.end(), to_string(stage)) != stages.end();
+}
+
+void RunOptions::validate(config::Problems& problems) const {
+  std::size_t next = 0;
+  for (const std::string& name : stages) {
+    const auto known =
+        std::find_if(kStages.begin(), kStages.end(), [&](Stage s) { return name == to_string(s); });
+    if (known == kStages.end()) {
+      problems.add("stages", "'" + name + "' is no stage; expected pretrain, sft, reward, ppo or eval");
+      continue;
+    }
+    const auto position = static_cast<std::size_t>(known - kStages.begin());
+    if (position < next)
+      problems.add(
+          "stages",
+          "'" + name + "' is out of order or given twice; the order is pretrain, sft, reward, ppo, eval");
+    next = position + 1;
+  }
+  if (stages.empty()) problems.add("stages", "there is nothing to do: give at least one stage");
+  if (has_stage(Stage::kPpo) && ppo.reward_model_weight != 0 && !has_stage(Stage::kReward))
+    problems.add("ppo.reward_model_weight", "needs the stage 'reward'");
+  if (has_stage(Stage::kPpo) && ppo.critic_init == CriticInit::kReward && !has_stage(Stage::kReward))
+    problems.add("ppo.critic_init", "'reward' needs the stage 'reward'");
+  if (has_stage(Stage::kPpo) && rollout.sampling.temperature == 0)
+    problems.add("rollout.sampling.temperature",
+                 "ppo needs sampled responses: the temperature must be above 0");
+  const auto needs_file = [&](Stage stage, const std::string& file, const char* key) {
+    if (data.source == DataSource::kFiles && has_stage(stage) && file.empty())
+      problems.add(std::string("data.") + key,
+                   std::string("the stage '") + to_string(stage) + "' needs this file");
+  };
+  needs_file(Stage::kSft, data.sft_file, "sft_file");
+  needs_file(Stage::kReward, data.pairs_file, "pairs_file");
+  needs_file(Stage::kPpo, data.prompts_file, "prompts_file");
+  needs_file(Stage::kEval, data.eval_file, "eval_file");
+  if (has_stage(Stage::kPpo) && data.source == DataSource::kFiles && rewards.empty() &&
+      ppo.reward_model_weight == 0)
+    problems.add("rewards",
+                 "ppo on files needs a rule reward, or ppo.reward_model_weight and the stage 'reward'");
+  if (data.source == DataSource::kRandomWalks &&
+      (!model.new_model || model.new_model->vocabulary != NewModelOptions::Vocabulary::kLetters))
+    problems.add("model.new.vocabulary",
+                 "data.source: random_walks needs a new model with the vocabulary 'letters'");
+  if (device == Device::kCuda) problems.add("device", "this build has no CUDA device; use cpu or auto");
+}
+
+}  // namespace rlhf

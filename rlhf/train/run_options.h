@@ -1,0 +1,202 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "rlhf/config/field.h"
+#include "rlhf/data/records.h"
+#include "rlhf/train/language_model.h"
+#include "rlhf/train/ppo_trainer.h"
+#include "rlhf/train/reward_model.h"
+#include "rlhf/train/sft.h"
+
+namespace rlhf {
+
+struct RunSection {
+  std::string name = "run";
+  std::string dir;                    ///< run directory; empty = runs/<name>
+  std::uint64_t seed = 1;             ///< every draw of the run is a function of it
+  std::int64_t checkpoint_every = 0;  ///< steps; 0 = only at the end of a stage and when stopped
+  bool export_stages = true;          ///< write a Hugging Face directory after every stage
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("name", name, "Name of the run");
+    v.field("dir", dir, "Run directory; empty = runs/<name>");
+    v.field("seed", seed, "Seed of data order, draws and initial weights");
+    v.field("checkpoint_every", checkpoint_every,
+            "Steps between checkpoints inside a stage; 0 = only when stopped", {0, 1e9});
+    v.field("export_stages", export_stages, "Write a Hugging Face directory after every stage");
+  }
+};
+
+enum class Device { kAuto, kCpu, kCuda };
+
+struct ModelSection {
+  std::string path;                          ///< Hugging Face directory or GGUF file
+  std::optional<NewModelOptions> new_model;  ///< instead of path: a model made from nothing
+  TrainableOptions trainable;
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("path", path, "Hugging Face directory or GGUF file");
+    v.group("new", new_model, "Instead of path: a model made from nothing");
+    trainable.visit_fields(v);
+  }
+  void validate(config::Problems& problems) const {
+    if (path.empty() == !new_model.has_value())
+      problems.add("path", path.empty() ? "give either path or new" : "path and new exclude each other");
+  }
+};
+
+enum class DataSource { kFinanceDesk, kRandomWalks, kFiles };
+
+struct DataSection {
+  DataSource source = DataSource::kFinanceDesk;
+  std::vector<std::string> kinds = {"intent", "gate", "calculation", "clause", "view"};
+  std::int64_t sft_cases = 200, pair_cases = 200, prompt_cases = 1000, eval_cases = 200;
+  std::string sft_file, pairs_file, held_out_pairs_file, prompts_file, eval_file;
+  PromptText prompt_text = PromptText::kUserMessage;
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.choice("source", source,
+             {{"finance_desk", DataSource::kFinanceDesk},
+              {"random_walks", DataSource::kRandomWalks},
+              {"files", DataSource::kFiles}},
+             "Where prompts, demonstrations and pairs come from");
+    v.field("kinds", kinds, "finance_desk: task kinds");
+    v.field("sft_cases", sft_cases, "finance_desk: demonstrations per kind; random_walks: walks", {0, 1e7});
+    v.field("pair_cases", pair_cases, "finance_desk: cases per kind for reward-model pairs", {0, 1e7});
+    v.field("prompt_cases", prompt_cases, "finance_desk: training prompts per kind", {1, 1e7});
+    v.field("eval_cases", eval_cases, "finance_desk: held-out cases per kind; random_walks: draws per start",
+            {1, 1e6});
+    v.field("sft_file", sft_file, "files: JSONL demonstrations");
+    v.field("pairs_file", pairs_file, "files: JSONL preference pairs");
+    v.field("held_out_pairs_file", held_out_pairs_file, "files: JSONL pairs the reward model is judged on");
+    v.field("prompts_file", prompts_file, "files: JSONL prompts for ppo");
+    v.field("eval_file", eval_file, "files: JSONL prompts for eval");
+    v.choice("prompt_text", prompt_text,
+             {{"raw", PromptText::kRaw}, {"user_message", PromptText::kUserMessage}},
+             "files: what a plain string under \"prompt\" is");
+  }
+};
+
+/// One rule reward. Which numbers apply depends on the type.
+struct RewardSection {
+  enum class Type { kFinance, kRandomWalk, kExactMatch, kF1, kNumber, kRegex, kFormat, kLength };
+  Type type = Type::kExactMatch;
+  double weight = 1;
+  double relative_tolerance = 0.005;
+  std::string pattern, prefix, suffix;
+  std::int64_t min_tokens = 0, max_tokens = 256, slope_tokens = 16;
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.choice("type", type,
+             {{"finance", Type::kFinance},
+              {"random_walk", Type::kRandomWalk},
+              {"exact_match", Type::kExactMatch},
+              {"f1", Type::kF1},
+              {"number", Type::kNumber},
+              {"regex", Type::kRegex},
+              {"format", Type::kFormat},
+              {"length", Type::kLength}},
+             "Rule");
+    v.field("weight", weight, "Factor of the score in the total", {-1e6, 1e6});
+    v.field("relative_tolerance", relative_tolerance, "number: accepted relative error", {0, 1});
+    v.field("pattern", pattern, "regex: Perl-compatible pattern");
+    v.field("prefix", prefix, "format: text the response starts with");
+    v.field("suffix", suffix, "format: text the response ends with");
+    v.field("min_tokens", min_tokens, "length: shortest response without penalty", {0, 1e6});
+    v.field("max_tokens", max_tokens, "length: longest response without penalty", {1, 1e6});
+    v.field("slope_tokens", slope_tokens, "length: tokens outside the range that cost 1", {1, 1e6});
+  }
+};
+
+enum class Stage { kPretrain, kSft, kReward, kPpo, kEval };
+const char* to_string(Stage stage);
+
+struct EvalSection {
+  double temperature = 0;
+  std::int64_t max_new_tokens = 0;  ///< 0 = rollout.max_new_tokens
+  bool base = true;                 ///< also judge the model before any training
+  std::int64_t transcripts = 2;     ///< per task in the report
+  std::int64_t sampled_draws = 0;  ///< also sample so many responses per prompt with rollout.sampling; 0 = no
+  bool fail_when_worse = true;     ///< exit non-zero when the final model is worse than SFT
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("temperature", temperature, "0 = greedy", {0, 10});
+    v.field("max_new_tokens", max_new_tokens, "0 = rollout.max_new_tokens", {0, 1 << 20});
+    v.field("base", base, "Also judge the model before any training");
+    v.field("transcripts", transcripts, "Before/after transcripts per task in the report", {0, 100});
+    v.field("sampled_draws", sampled_draws,
+            "Also sample so many responses per prompt with rollout.sampling; 0 = no", {0, 1e5});
+    v.field("fail_when_worse", fail_when_worse,
+            "Exit with 1 when the final model is worse than the SFT model");
+  }
+};
+
+enum class ScheduleMode { kSerial };
+struct ScheduleSection {
+  ScheduleMode mode = ScheduleMode::kSerial;
+  template <class V>
+  void visit_fields(V& v) {
+    v.choice("mode", mode, {{"serial", ScheduleMode::kSerial}}, "Order of generation, scoring and training");
+  }
+};
+
+struct MemorySection {
+  config::MemorySize budget{0, 90.0};
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("budget", budget, "Bytes the run may hold (6GiB), or a share of the machine's memory (80%)");
+  }
+};
+
+/// Everything in a run file.
+struct RunOptions {
+  RunSection run;
+  Device device = Device::kAuto;
+  std::int64_t threads = 0;
+  ModelSection model;
+  DataSection data;
+  std::vector<RewardSection> rewards;
+  std::vector<std::string> stages = {"sft", "ppo", "eval"};
+  SftOptions pretrain, sft;
+  RewardModelOptions reward;
+  RolloutOptions rollout;
+  PpoStageOptions ppo;
+  EvalSection eval;
+  ScheduleSection schedule;
+  MemorySection memory;
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.group("run", run, "The run");
+    v.choice("device", device, {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}},
+             "Where to compute");
+    v.field("threads", threads, "CPU threads; 0 = one per core", {0, 1024});
+    v.group("model", model, "The policy");
+    v.group("data", data, "Prompts, demonstrations, pairs");
+    v.list("rewards", rewards, "Rule rewards; empty = the rule of data.source");
+    v.field("stages", stages, "Any of pretrain, sft, reward, ppo, eval, in this order");
+    v.group("pretrain", pretrain, "Next-token training on raw text");
+    v.group("sft", sft, "Supervised fine-tuning");
+    v.group("reward", reward, "Reward model");
+    v.group("rollout", rollout, "Sampling of responses");
+    v.group("ppo", ppo, "Policy optimisation");
+    v.group("eval", eval, "Evaluation");
+    v.group("schedule", schedule, "What runs when");
+    v.group("memory", memory, "Memory");
+  }
+  void validate(config::Problems& problems) const;
+
+  bool has_stage(Stage stage) const;
+  std::string directory() const { return run.dir.empty() ? "runs/" + run.name : run.dir; }
+};
+
+}  // namespace rlhf

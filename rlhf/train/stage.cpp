@@ -1,0 +1,36 @@
+#include "rlhf/train/stage.h"
+
+#include <sys/resource.h>
+
+#include <chrono>
+
+namespace rlhf {
+namespace {
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+}  // namespace
+
+double metric(const Metrics& metrics, const std::string& name, double otherwise) {
+  for (const auto& [key, value] : metrics)
+    if (key == name) return value;
+  return otherwise;
+}
+
+Stopwatch::Stopwatch() : start_(now()), lap_(start_) {}
+double Stopwatch::seconds() const {
+  return now() - start_;
+}
+double Stopwatch::lap() {
+  const double before = lap_;
+  lap_ = now();
+  return lap_ - before;
+}
+
+std::size_t peak_resident_bytes() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<std::size_t>(usage.ru_maxrss) * 1024;
+}
+
+}  // namespace rlhf

@@ -1,0 +1,69 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "rlhf/core/log.h"
+#include "rlhf/kernels/ops.h"
+#include "rlhf/report/metrics_writer.h"
+
+namespace rlhf {
+
+/// Value of a metric; `otherwise` when it is not there.
+double metric(const Metrics& metrics, const std::string& name, double otherwise);
+
+/// Receives what a run does. All calls come from the thread that runs the pipeline. Embedders derive from it.
+class RunObserver {
+ public:
+  virtual ~RunObserver() = default;
+  virtual void message(LogLevel, const std::string&) {}
+  virtual void stage_begin(const std::string& /*stage*/, std::int64_t /*steps*/) {}
+  /// After every optimizer step (sft, reward) or iteration (ppo). `step` counts from 1.
+  virtual void step(const std::string& /*stage*/, std::int64_t /*step*/, std::int64_t /*steps*/,
+                    const Metrics&) {}
+  /// One judged response, as one JSON object.
+  virtual void sample(const std::string& /*stage*/, const std::string& /*json*/) {}
+};
+
+/// What every stage gets.
+struct StageContext {
+  explicit StageContext(Compute<float> lane) : compute(lane) {}
+
+  Compute<float> compute;
+  RunObserver* observer = nullptr;
+  const std::atomic<bool>* stop = nullptr;  ///< set by Ctrl-C: the stage ends after the current step
+  std::uint64_t seed = 0;
+  std::filesystem::path checkpoints;  ///< folder for the state of unfinished stages; empty = none
+  std::int64_t checkpoint_every = 0;  ///< steps between checkpoints; 0 = only when stopped
+  std::string fingerprint;            ///< of the configuration; a checkpoint of another one is refused
+
+  bool stop_requested() const { return stop && stop->load(std::memory_order_relaxed); }
+};
+
+/// Thrown when a stage ended early because stop was requested; its state is in the checkpoint.
+class StageStopped : public std::exception {
+ public:
+  const char* what() const noexcept override { return "stopped on request; continue with --resume"; }
+};
+
+/// Wall time since construction or the last lap.
+class Stopwatch {
+ public:
+  Stopwatch();
+  double seconds() const;
+  /// Seconds since the last lap.
+  double lap();
+
+ private:
+  double start_, lap_;
+};
+
+/// Largest resident set of this process so far, in bytes.
+std::size_t peak_resident_bytes();
+
+}  // namespace rlhf

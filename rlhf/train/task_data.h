@@ -1,0 +1,52 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "reward/scoring/composition.h"
+#include "rlhf/data/sample.h"
+#include "rlhf/train/language_model.h"
+#include "rollout/engine/generation.h"
+
+namespace rlhf {
+
+/// A tokenised demonstration. Loss is taken on tokens whose mask is 1.
+struct TrainingExample {
+  std::vector<TokenId> tokens;
+  std::vector<std::uint8_t> loss_mask;
+};
+
+/// A tokenised comparison; scores are read at the last token.
+struct TrainingPair {
+  std::vector<TokenId> chosen, rejected;
+  double margin = 0;
+  std::string task;
+};
+
+/// A constant answer per task, for the report.
+struct TaskBaseline {
+  std::string task, name, answer;
+};
+
+/// All data of a run, tokenised, and how responses are judged and stopped.
+struct TaskData {
+  std::vector<TrainingExample> demonstrations;
+  std::vector<TrainingPair> train_pairs, held_out_pairs;
+  std::vector<Prompt> train_prompts, eval_prompts;
+  std::vector<TaskBaseline> baselines;
+  RewardComposition rules;                ///< rule rewards; may be empty
+  std::map<std::string, ToolCall> tools;  ///< by task; tasks without an entry have none
+  /// Whether a response has the form its task asks for; empty when tasks have none.
+  std::function<bool(const Prompt&, std::string_view)> is_well_formed;
+
+  std::vector<std::string> warnings;
+
+  /// The tool of a task, or an empty one.
+  const ToolCall& tool(const std::string& task) const;
+};
+
+}  // namespace rlhf
