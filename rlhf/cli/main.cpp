@@ -1,0 +1,74 @@
+#include <unistd.h>
+
+#include <atomic>
+#include <csignal>
+#include <filesystem>
+#include <iostream>
+
+#include "rlhf/cli/verbs.h"
+#include "rlhf/core/error.h"
+
+namespace rlhf::cli {
+namespace {
+
+std::atomic<bool> stop_requested{false};
+
+extern "C" void handle_interrupt(int) {
+  if (stop_requested.exchange(true)) _exit(130);
+}
+
+}  // namespace
+
+const std::atomic<bool>& stop_flag() {
+  return stop_requested;
+}
+
+void catch_interrupts() {
+  struct sigaction action {};
+  action.sa_handler = handle_interrupt;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+}
+
+std::vector<std::filesystem::path> preset_folders() {
+  std::vector<std::filesystem::path> folders = {"configs/presets"};
+  std::error_code code;
+  const auto program = std::filesystem::read_symlink("/proc/self/exe", code);
+  if (!code) {
+    folders.push_back(program.parent_path() / "../share/rlhf/configs/presets");  // installed
+    folders.push_back(program.parent_path() / "../../configs/presets");          // build/<preset>/rlhf
+  }
+  return folders;
+}
+
+}  // namespace rlhf::cli
+
+int main(int argc, char** argv) {
+  CLI::App app{"rlhf: fine-tunes language models from feedback, in one process"};
+  app.set_version_flag("--version", RLHF_VERSION);
+  app.require_subcommand(1);
+  try {
+    rlhf::cli::add_train(app);
+    rlhf::cli::add_generate(app);
+    rlhf::cli::add_score(app);
+    rlhf::cli::add_tokenize(app);
+    rlhf::cli::add_eval(app);
+    rlhf::cli::add_inspect(app);
+    rlhf::cli::add_config(app);
+    rlhf::cli::add_convert(app);
+    rlhf::cli::add_bench(app);
+    rlhf::cli::add_verify(app);
+    app.parse(argc, argv);
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  } catch (const rlhf::cli::ExitCode& exit) {
+    return exit.code;
+  } catch (const rlhf::ConfigError& error) {
+    std::cerr << "rlhf: bad configuration:\n" << error.what() << "\n";
+    return 2;
+  } catch (const std::exception& error) {
+    std::cerr << "rlhf: " << error.what() << "\n";
+    return 1;
+  }
+}
