@@ -91,7 +91,7 @@ void bench_train(const Arguments& arguments) {
   std::vector<TokenTarget> targets;
   for (std::size_t s = 0; s < sequences.size(); ++s)
     for (std::int64_t t = 1; t < length; ++t)
-      targets.push_back({rows.offsets()[s] + t - 1, sequences[s][static_cast<std::size_t>(t)]});
+      targets.push_back({rows.row(s, t - 1), sequences[s][static_cast<std::size_t>(t)]});
   std::vector<float> logprobs(targets.size()),
       gradient(targets.size(), -1.0f / static_cast<float>(targets.size()));
   SequencePass<float> pass(config, compute);

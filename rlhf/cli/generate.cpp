@@ -5,7 +5,7 @@
 #include "rlhf/cli/model_arguments.h"
 #include "rlhf/cli/verbs.h"
 #include "rlhf/core/error.h"
-#include "rlhf/train/ppo_trainer.h"
+#include "rlhf/train/generation.h"
 
 namespace rlhf::cli {
 namespace {

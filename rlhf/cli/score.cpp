@@ -5,7 +5,6 @@
 #include "rlhf/cli/verbs.h"
 #include "rlhf/core/error.h"
 #include "rlhf/model/sequence_pass.h"
-#include "rlhf/train/batching.h"
 
 namespace rlhf::cli {
 namespace {
@@ -20,24 +19,26 @@ struct Arguments {
   std::int64_t max_tokens_per_pass = 1024;
 };
 
-// Results of one pass over some sequences, in their order.
-void score_pass(Pass& pass, const LoadedModel& loaded, const std::vector<std::span<const TokenId>>& sequences,
-                const Arguments& arguments, LineWriter& writer) {
+// Lines for the sequences of one pass, in their order.
+std::vector<nlohmann::json> score_pass(Pass& pass, const LoadedModel& loaded,
+                                       const std::vector<std::span<const TokenId>>& sequences,
+                                       const Arguments& arguments) {
   const auto& weights = loaded.model.parameters().weights();
   const PackedRows rows(sequences);
   pass.forward(weights, rows, Pass::Keep::kNothing);
+  std::vector<nlohmann::json> lines;
   if (loaded.model.config().scalar_head) {
     std::vector<std::int64_t> last;
-    for (std::size_t s = 0; s < sequences.size(); ++s) last.push_back(rows.offsets()[s + 1] - 1);
+    for (std::size_t s = 0; s < sequences.size(); ++s) last.push_back(rows.last_row(s));
     std::vector<float> scores(last.size());
     pass.scalar_outputs(weights, last, scores);
-    for (float score : scores) writer.write({{"score", score}});
-    return;
+    for (float score : scores) lines.push_back({{"score", score}});
+    return lines;
   }
   std::vector<TokenTarget> targets;
   for (std::size_t s = 0; s < sequences.size(); ++s)
     for (std::size_t t = 1; t < sequences[s].size(); ++t)
-      targets.push_back({rows.offsets()[s] + static_cast<std::int64_t>(t) - 1, sequences[s][t]});
+      targets.push_back({rows.row(s, static_cast<std::int64_t>(t) - 1), sequences[s][t]});
   std::vector<float> logprobs(targets.size()), entropies(arguments.entropy ? targets.size() : 0);
   pass.token_logprobs(weights, targets, arguments.temperature, logprobs, entropies);
   std::size_t next = 0;
@@ -49,21 +50,21 @@ void score_pass(Pass& pass, const LoadedModel& loaded, const std::vector<std::sp
     }
     nlohmann::json line = {{"logprobs", std::move(lps)}};
     if (arguments.entropy) line["entropy"] = std::move(ents);
-    writer.write(line);
+    lines.push_back(std::move(line));
   }
+  return lines;
 }
 
 void score(const Arguments& arguments) {
   LoadedModel loaded(arguments.model, arguments.threads);
   std::vector<std::vector<TokenId>> sequences;
-  std::vector<std::int64_t> lengths;
   for_each_json_line(arguments.input, [&](std::int64_t number, const nlohmann::json& line) {
     const std::string where = concat(arguments.input, ":", number);
     sequences.push_back(tokens_of_line(loaded.model, line, where, Turn::kClosed));
-    lengths.push_back(static_cast<std::int64_t>(sequences.back().size()));
-    if (lengths.back() == 0) fail<IoError>(where, ": there are no tokens");
-    if (lengths.back() > loaded.model.config().max_positions)
-      fail<IoError>(where, ": has ", lengths.back(), " tokens, the model's context is ",
+    const auto length = static_cast<std::int64_t>(sequences.back().size());
+    if (length == 0) fail<IoError>(where, ": there are no tokens");
+    if (length > loaded.model.config().max_positions)
+      fail<IoError>(where, ": has ", length, " tokens, the model's context is ",
                     loaded.model.config().max_positions);
     for (TokenId token : sequences.back())
       if (token < 0 || token >= loaded.model.config().vocab_size)
@@ -71,12 +72,16 @@ void score(const Arguments& arguments) {
                       loaded.model.config().vocab_size);
   });
   Pass pass(loaded.model.config(), loaded.compute);
-  LineWriter writer(arguments.output);
-  for (const auto& batch : split_by_tokens(lengths, arguments.max_tokens_per_pass)) {
+  const std::vector<std::span<const TokenId>> views(sequences.begin(), sequences.end());
+  std::vector<nlohmann::json> lines(views.size());
+  for (const auto& batch : split_into_passes(views, arguments.max_tokens_per_pass)) {
     std::vector<std::span<const TokenId>> part;
-    for (std::size_t i : batch) part.push_back(sequences[i]);
-    score_pass(pass, loaded, part, arguments, writer);
+    for (std::size_t i : batch) part.push_back(views[i]);
+    auto scored = score_pass(pass, loaded, part, arguments);
+    for (std::size_t i = 0; i < batch.size(); ++i) lines[batch[i]] = std::move(scored[i]);
   }
+  LineWriter writer(arguments.output);
+  for (const nlohmann::json& line : lines) writer.write(line);
   writer.close();
 }
 

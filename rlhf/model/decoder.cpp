@@ -44,30 +44,6 @@ void KvStore<T>::reserve_discard(std::int64_t num_blocks) {
   v_.reserve_discard(static_cast<std::size_t>(layer_stride_ * num_layers_));
 }
 
-PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) {
-  std::int64_t total = 0, blocks = 0;
-  for (const auto& sequence : sequences) {
-    total += static_cast<std::int64_t>(sequence.size());
-    blocks += (static_cast<std::int64_t>(sequence.size()) + kBlockTokens - 1) / kBlockTokens;
-  }
-  blocks_.resize(static_cast<std::size_t>(blocks));
-  for (std::size_t b = 0; b < blocks_.size(); ++b) blocks_[b] = static_cast<std::int32_t>(b);
-  rows_.tokens.reserve(static_cast<std::size_t>(total));
-  rows_.positions.reserve(static_cast<std::size_t>(total));
-  rows_.tables.reserve(static_cast<std::size_t>(total));
-  offsets_.push_back(0);
-  std::size_t first_block = 0;
-  for (const auto& sequence : sequences) {
-    for (std::size_t i = 0; i < sequence.size(); ++i) {
-      rows_.tokens.push_back(sequence[i]);
-      rows_.positions.push_back(static_cast<std::int32_t>(i));
-      rows_.tables.push_back(blocks_.data() + first_block);
-    }
-    first_block += (sequence.size() + kBlockTokens - 1) / kBlockTokens;
-    offsets_.push_back(rows_.size());
-  }
-}
-
 std::vector<double> rope_frequencies(const ModelConfig& config) {
   const RopeOptions& rope = config.rope;
   std::vector<double> frequencies;

@@ -7,6 +7,7 @@
 #include "rlhf/core/ids.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/model/decoder_weights.h"
+#include "rlhf/model/packed_rows.h"
 #include "rlhf/tensor/buffer.h"
 
 namespace rlhf {
@@ -35,33 +36,6 @@ class KvStore {
  private:
   std::int64_t block_stride_ = 0, layer_stride_ = 0, num_layers_ = 0, num_blocks_ = 0;
   Buffer<T> k_, v_;
-};
-
-/// The tokens of one forward pass, without padding: row t is one token of some sequence.
-struct Rows {
-  std::vector<TokenId> tokens;              ///< [T]
-  std::vector<std::int32_t> positions;      ///< [T] position inside its sequence
-  std::vector<const std::int32_t*> tables;  ///< [T] block table of the row's sequence
-
-  std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
-};
-
-/// Full sequences laid out for a pass that keeps nothing afterwards (scoring, training): positions count from
-/// 0 and block tables are consecutive.
-class PackedRows {
- public:
-  /// @param sequences token sequences; empty ones are allowed and take no rows
-  explicit PackedRows(const std::vector<std::span<const TokenId>>& sequences);
-
-  const Rows& rows() const { return rows_; }
-  /// First row of each sequence; one more entry than sequences.
-  const std::vector<std::int64_t>& offsets() const { return offsets_; }
-  std::int64_t num_blocks() const { return static_cast<std::int64_t>(blocks_.size()); }
-
- private:
-  Rows rows_;
-  std::vector<std::int64_t> offsets_;
-  std::vector<std::int32_t> blocks_;
 };
 
 /// What the backward pass of one layer needs.

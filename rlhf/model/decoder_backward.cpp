@@ -99,15 +99,15 @@ void DecoderRunner<T>::attention_backward(const LayerWeights<T>& layer, const Pa
   }
   linear_backward(layer.out, rows_count, kept.attention.data(), dout, dattention_.data(), false);
 
-  // One task per sequence and kv head: rows of a sequence add to the same dK and dV, in order.
+  // One task per tree and kv head: the rows of a tree add to the same dK and dV, in order.
   std::fill_n(dk_.data(), kv_elements, T(0));
   std::fill_n(dv_.data(), kv_elements, T(0));
   const kernels::AttentionArgs<T> args = attention_args(k, v, block_stride);
-  const std::int64_t sequences = static_cast<std::int64_t>(packed.offsets().size()) - 1;
-  compute_.pool().parallel_for(sequences * G, 1, [&](std::int64_t begin, std::int64_t end) {
+  const std::int64_t trees = static_cast<std::int64_t>(packed.trees().size());
+  compute_.pool().parallel_for(trees * G, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t sequence = task / G, g = task % G;
-      for (std::int64_t t = packed.offsets()[size(sequence)]; t < packed.offsets()[size(sequence + 1)]; ++t) {
+      const std::int64_t g = task % G;
+      for (const std::int64_t t : packed.trees()[size(task / G)]) {
         const std::int64_t position = rows.positions[size(t)];
         compute_.table().attention_grad(
             args,

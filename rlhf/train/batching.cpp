@@ -7,21 +7,6 @@
 
 namespace rlhf {
 
-std::vector<std::vector<std::size_t>> split_by_tokens(const std::vector<std::int64_t>& tokens,
-                                                      std::int64_t max_tokens) {
-  std::vector<std::vector<std::size_t>> batches;
-  std::int64_t used = 0;
-  for (std::size_t i = 0; i < tokens.size(); ++i) {
-    if (batches.empty() || used + tokens[i] > max_tokens) {
-      batches.emplace_back();
-      used = 0;
-    }
-    batches.back().push_back(i);
-    used += tokens[i];
-  }
-  return batches;
-}
-
 std::vector<std::size_t> epoch_order(std::size_t count, std::uint64_t seed, std::uint64_t epoch) {
   std::vector<std::size_t> order(count);
   std::iota(order.begin(), order.end(), std::size_t{0});

@@ -5,11 +5,6 @@
 
 namespace rlhf {
 
-/// Splits the items, in order, into micro-batches of at most `max_tokens` tokens; an item longer than that
-/// gets a micro-batch of its own. Returns item indices.
-std::vector<std::vector<std::size_t>> split_by_tokens(const std::vector<std::int64_t>& tokens,
-                                                      std::int64_t max_tokens);
-
 /// A permutation of [0, count), a function of (seed, epoch): a resumed run sees the same order.
 std::vector<std::size_t> epoch_order(std::size_t count, std::uint64_t seed, std::uint64_t epoch);
 

@@ -6,7 +6,8 @@
 #include <vector>
 
 #include "rlhf/report/interval.h"
-#include "rlhf/train/ppo_trainer.h"
+#include "rlhf/train/generation.h"
+#include "rlhf/train/stage.h"
 
 namespace rlhf {
 

@@ -8,6 +8,7 @@
 #include "rlhf/model/safetensors.h"
 #include "rlhf/model/weight_file.h"
 #include "rlhf/train/build_task.h"
+#include "rlhf/train/ppo_trainer.h"
 
 namespace rlhf {
 namespace {
@@ -177,9 +178,8 @@ void Pipeline::train_ppo() {
       options_.ppo.critic_init == CriticInit::kReward ? reward_model_.get() : nullptr;
   const StageContext stage_context = context();
   {
-    PpoTrainer trainer(policy_, reference, reward_model_.get(), critic_base, data_, options_.rollout,
-                       options_.ppo, stage_context);
-    trainer.run();
+    const PpoSetting setting{data_, options_.rollout, options_.ppo, stage_context};
+    PpoTrainer(policy_, {&reference, reward_model_.get(), critic_base}, setting).run();
   }
   save_final("ppo", policy_.parameters());
 }

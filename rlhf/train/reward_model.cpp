@@ -39,7 +39,7 @@ void train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
   }
   const PackedRows rows(sequences);
   std::vector<std::int64_t> last;
-  for (std::size_t s = 0; s < sequences.size(); ++s) last.push_back(rows.offsets()[s + 1] - 1);
+  for (std::size_t s = 0; s < sequences.size(); ++s) last.push_back(rows.last_row(s));
   std::vector<float> scores(last.size()), gradient(last.size());
   pass.forward(weights, rows, Pass::Keep::kForBackward);
   pass.scalar_outputs(weights, last, scores);
@@ -64,22 +64,19 @@ void train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
 std::vector<double> score_sequences(Pass& pass, const DecoderWeights<float>& weights,
                                     const std::vector<std::span<const TokenId>>& sequences,
                                     std::int64_t max_tokens_per_pass) {
-  std::vector<std::int64_t> lengths;
-  for (const auto& sequence : sequences) {
+  for (const auto& sequence : sequences)
     RLHF_CHECK(!sequence.empty(), "score_sequences: an empty sequence has no score");
-    lengths.push_back(static_cast<std::int64_t>(sequence.size()));
-  }
-  std::vector<double> scores;
-  for (const auto& batch : split_by_tokens(lengths, max_tokens_per_pass)) {
+  std::vector<double> scores(sequences.size());
+  for (const auto& batch : split_into_passes(sequences, max_tokens_per_pass)) {
     std::vector<std::span<const TokenId>> part;
     for (std::size_t i : batch) part.push_back(sequences[i]);
     const PackedRows rows(part);
     std::vector<std::int64_t> last;
-    for (std::size_t s = 0; s < part.size(); ++s) last.push_back(rows.offsets()[s + 1] - 1);
+    for (std::size_t s = 0; s < part.size(); ++s) last.push_back(rows.last_row(s));
     std::vector<float> values(last.size());
     pass.forward(weights, rows, Pass::Keep::kNothing);
     pass.scalar_outputs(weights, last, values);
-    scores.insert(scores.end(), values.begin(), values.end());
+    for (std::size_t s = 0; s < batch.size(); ++s) scores[batch[s]] = static_cast<double>(values[s]);
   }
   return scores;
 }
@@ -134,14 +131,15 @@ PairAccuracy run_reward_model(Parameters<float>& reward, const std::vector<Train
     Stopwatch watch;
     const auto items =
         step_items(train.size(), static_cast<std::size_t>(options.pairs_per_step), step, context.seed);
-    std::vector<std::int64_t> lengths;
+    std::vector<std::span<const TokenId>> sequences;
     std::int64_t tokens = 0;
     for (std::size_t item : items) {
-      lengths.push_back(pair_tokens(train[item]));
-      tokens += lengths.back();
+      sequences.push_back(train[item].chosen);
+      sequences.push_back(train[item].rejected);
+      tokens += pair_tokens(train[item]);
     }
     StepSums sums;
-    for (const auto& batch : split_by_tokens(lengths, options.max_tokens_per_micro_batch)) {
+    for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch, 2)) {
       std::vector<const TrainingPair*> chosen;
       for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
       train_micro_batch(pass, reward.weights(), chosen, options, items.size(), sums);

@@ -7,8 +7,9 @@
 
 #include "rlhf/config/field.h"
 #include "rlhf/data/records.h"
+#include "rlhf/train/generation.h"
 #include "rlhf/train/language_model.h"
-#include "rlhf/train/ppo_trainer.h"
+#include "rlhf/train/ppo_options.h"
 #include "rlhf/train/reward_model.h"
 #include "rlhf/train/sft.h"
 

@@ -28,7 +28,7 @@ double train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
   for (std::size_t s = 0; s < examples.size(); ++s)
     for (std::size_t t = 1; t < examples[s]->tokens.size(); ++t)
       if (examples[s]->loss_mask[t])
-        targets.push_back({rows.offsets()[s] + static_cast<std::int64_t>(t) - 1, examples[s]->tokens[t]});
+        targets.push_back({rows.row(s, static_cast<std::int64_t>(t) - 1), examples[s]->tokens[t]});
   std::vector<float> logprobs(targets.size());
   const std::vector<float> gradient(targets.size(), -1.0f / static_cast<float>(loss_tokens));
   pass.forward(weights, rows, Pass::Keep::kForBackward);
@@ -66,16 +66,16 @@ void run_sft(LanguageModel& model, const std::vector<TrainingExample>& examples,
     Stopwatch watch;
     const auto items =
         step_items(examples.size(), static_cast<std::size_t>(options.examples_per_step), step, context.seed);
-    std::vector<std::int64_t> lengths;
+    std::vector<std::span<const TokenId>> sequences;
     std::int64_t loss_tokens = 0, tokens = 0;
     for (std::size_t item : items) {
-      lengths.push_back(static_cast<std::int64_t>(examples[item].tokens.size()));
-      tokens += lengths.back();
+      sequences.push_back(examples[item].tokens);
+      tokens += static_cast<std::int64_t>(examples[item].tokens.size());
       loss_tokens += count_loss_tokens(examples[item]);
     }
     RLHF_CHECK(loss_tokens > 0, stage, ": no token of step ", step + 1, " carries loss");
     double loss = 0;
-    for (const auto& batch : split_by_tokens(lengths, options.max_tokens_per_micro_batch)) {
+    for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch)) {
       std::vector<const TrainingExample*> chosen;
       for (std::size_t i : batch) chosen.push_back(&examples[items[i]]);
       loss += train_micro_batch(pass, parameters.weights(), chosen, loss_tokens);

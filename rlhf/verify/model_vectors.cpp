@@ -175,7 +175,7 @@ void check_mean_nll(LoadedModel& model, const std::vector<std::vector<TokenId>>&
   std::vector<TokenTarget> targets;
   for (std::size_t s = 0; s < packed.size(); ++s)
     for (std::size_t t = 1; t < packed[s].size(); ++t)
-      targets.push_back({rows.offsets()[s] + static_cast<std::int64_t>(t) - 1, packed[s][t]});
+      targets.push_back({rows.row(s, static_cast<std::int64_t>(t) - 1), packed[s][t]});
   const auto& weights = model.parameters.weights();
   std::vector<float> logprobs(targets.size()),
       gradient(targets.size(), -1.0f / static_cast<float>(targets.size()));
@@ -248,7 +248,7 @@ void verify_reward_model(const std::filesystem::path& directory, const ModelConf
   }
   const Json& pair = expected.at("pair_loss");
   const PackedRows rows({sequences.at(2), sequences.at(3)});
-  const std::vector<std::int64_t> last = {rows.offsets()[1] - 1, rows.offsets()[2] - 1};
+  const std::vector<std::int64_t> last = {rows.last_row(0), rows.last_row(1)};
   std::vector<float> values(2);
   const auto& weights = model.parameters.weights();
   model.parameters.zero_gradient();

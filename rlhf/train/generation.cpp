@@ -1,0 +1,58 @@
+#include "rlhf/train/generation.h"
+
+#include <algorithm>
+#include <map>
+
+namespace rlhf {
+
+GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollout,
+                               const LanguageModel& model, const TaskData& data) {
+  GenerationRequest request;
+  request.prompt_id = prompt.id;
+  request.prompt = prompt.tokens;
+  request.sampling = rollout.sampling;
+  request.stop.tokens = model.end_tokens();
+  request.stop.strings = rollout.stop_strings;
+  request.stop.max_new_tokens = rollout.max_new_tokens;
+  request.tool = data.tool(prompt.task);
+  return request;
+}
+
+std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const RolloutOptions& rollout,
+                                           const std::vector<Prompt>& prompts,
+                                           const Compute<float>& compute) {
+  std::size_t longest = 1;
+  for (const Prompt& prompt : prompts) longest = std::max(longest, prompt.tokens.size());
+  RolloutEngineOptions options;
+  options.max_sequences = rollout.max_sequences;
+  options.max_tokens_per_step = rollout.max_tokens_per_step;
+  options.num_blocks = RolloutEngine::blocks_for(rollout.max_sequences + 1,
+                                                 static_cast<std::int64_t>(longest) + rollout.max_new_tokens);
+  std::function<std::string(TokenId)> token_bytes;
+  if (model.has_tokenizer())
+    token_bytes = [tokenizer = model.tokenizer()](TokenId id) { return tokenizer.token_bytes(id); };
+  return std::make_unique<RolloutEngine>(model.config(), compute, options, std::move(token_bytes));
+}
+
+std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<float>& weights,
+                                 WeightVersion version, std::vector<GenerationRequest> requests) {
+  std::map<PromptId, std::size_t> order;
+  for (GenerationRequest& request : requests) {
+    order.emplace(request.prompt_id, order.size());
+    engine.submit(std::move(request));
+  }
+  std::vector<Sample> samples;
+  while (engine.busy()) {
+    engine.step(weights, version);
+    while (auto sample = engine.try_take()) samples.push_back(std::move(*sample));
+  }
+  std::ranges::sort(samples, {},
+                    [&](const Sample& s) { return std::pair(order.at(s.prompt_id), s.sample_index); });
+  return samples;
+}
+
+std::string response_text(const LanguageModel& model, const Sample& sample) {
+  return model.tokenizer().decode(sample.tokens, {.skip_special = true});
+}
+
+}  // namespace rlhf

@@ -1,0 +1,71 @@
+#include "rlhf/train/ppo_models.h"
+
+#include <algorithm>
+
+#include "rlhf/core/error.h"
+
+namespace rlhf {
+namespace {
+
+const ppo::OptimizerOptions& critic_optimizer_options(const ppo::PpoOptions& algorithm) {
+  return algorithm.critic_update == ppo::CriticUpdate::kSeparate ? algorithm.critic_optimizer
+                                                                 : algorithm.optimizer;
+}
+
+void check_inputs(const FrozenModels& frozen, const TaskData& data, const PpoStageOptions& options) {
+  RLHF_CHECK(!data.train_prompts.empty(), "ppo: there are no prompts");
+  RLHF_CHECK(options.reward_model_weight == 0 || frozen.reward, "ppo.reward_model_weight is ",
+             options.reward_model_weight,
+             " but there is no reward model: add the stage 'reward' before 'ppo'");
+  RLHF_CHECK(options.reward_model_weight != 0 || !data.rules.empty(),
+             "ppo: there is neither a rule reward nor a reward model (ppo.reward_model_weight is 0)");
+  RLHF_CHECK(!ppo::needs_reference(options.algorithm) || frozen.reference,
+             "ppo: a KL to the reference is used but there is no reference model");
+  RLHF_CHECK(!options.algorithm.dynamic_sampling.enabled || !data.rules.empty(),
+             "ppo: dynamic_sampling looks at rule rewards, and there are none");
+}
+
+}  // namespace
+
+std::int64_t shared_trunk_layers(const DecoderWeights<float>& a, const DecoderWeights<float>& b) {
+  if (a.embedding != b.embedding || a.positions != b.positions) return 0;
+  const auto same = [](const LayerWeights<float>& x, const LayerWeights<float>& y) {
+    return x.qkv.weight == y.qkv.weight && x.gate_up.weight == y.gate_up.weight && x.qkv.adapters.empty() &&
+           y.qkv.adapters.empty() && x.out.adapters.empty() && y.out.adapters.empty() &&
+           x.gate_up.adapters.empty() && y.gate_up.adapters.empty() && x.down.adapters.empty() &&
+           y.down.adapters.empty();
+  };
+  std::int64_t layers = 0;
+  while (layers < static_cast<std::int64_t>(std::min(a.layers.size(), b.layers.size())) &&
+         same(a.layers[static_cast<std::size_t>(layers)], b.layers[static_cast<std::size_t>(layers)]))
+    ++layers;
+  return layers;
+}
+
+PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const TaskData& data,
+                     const RolloutOptions& rollout, const PpoStageOptions& options,
+                     const StageContext& context)
+    : policy(policy_),
+      reference(ppo::needs_reference(options.algorithm) ? frozen.reference : nullptr),
+      reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
+      policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size()),
+      engine(make_engine(policy, rollout, data.train_prompts, context.compute)),
+      pass(policy.config(), context.compute) {
+  check_inputs(frozen, data, options);
+  const Parameters<float>* base = frozen.critic_base;
+  if (ppo::needs_critic(options.algorithm)) {
+    ModelConfig config = policy.config();
+    config.scalar_head = true;
+    config.num_labels = 1;
+    critic.emplace(config, policy.parameters().trainable_options(), base ? base : &policy.parameters());
+    if (!base || !base->config().scalar_head) critic->initialise_score_head(context.seed);
+    critic_optimizer.emplace(critic_optimizer_options(options.algorithm), critic->trainable().size());
+  }
+  const auto& weights = policy.parameters().weights();
+  trunk_layers = weights.first_trainable_layer;
+  const Parameters<float>* value = critic ? &*critic : nullptr;
+  for (const Parameters<float>* other : {reference, reward, value})
+    if (other) trunk_layers = std::min(trunk_layers, shared_trunk_layers(weights, other->weights()));
+}
+
+}  // namespace rlhf

@@ -1,0 +1,43 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+
+#include "rlhf/model/sequence_pass.h"
+#include "rlhf/train/generation.h"
+#include "rlhf/train/optimizer.h"
+#include "rlhf/train/ppo_options.h"
+#include "rlhf/train/stage.h"
+
+namespace rlhf {
+
+/// Models that a PPO stage reads but does not train.
+struct FrozenModels {
+  const Parameters<float>* reference = nullptr;    ///< may be null when no KL is used
+  const Parameters<float>* reward = nullptr;       ///< may be null when reward_model_weight is 0
+  const Parameters<float>* critic_base = nullptr;  ///< weights the critic starts from; null = the policy's
+};
+
+/// Everything of a PPO stage that outlives an iteration: the models, their optimizers, the generator and the
+/// training pass, all over one set of weights.
+struct PpoModels {
+  /// @throws InvalidArgument when the options need a model or a reward that is not there.
+  PpoModels(LanguageModel& policy, const FrozenModels& frozen, const TaskData& data,
+            const RolloutOptions& rollout, const PpoStageOptions& options, const StageContext& context);
+
+  LanguageModel& policy;
+  const Parameters<float>* reference;
+  const Parameters<float>* reward;
+  std::optional<Parameters<float>> critic;
+  Optimizer<float> policy_optimizer;
+  std::optional<Optimizer<float>> critic_optimizer;
+  std::unique_ptr<RolloutEngine> engine;
+  SequencePass<float> pass;
+  std::int64_t trunk_layers = 0;  ///< leading layers that all models have in common; 0 = none
+};
+
+/// Number of leading layers (embedding included) whose weights two models share in memory.
+std::int64_t shared_trunk_layers(const DecoderWeights<float>& a, const DecoderWeights<float>& b);
+
+}  // namespace rlhf

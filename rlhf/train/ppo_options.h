@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+
+#include "rlhf/ppo/options.h"
+
+namespace rlhf {
+
+enum class OldLogProbs { kAuto, kRollout, kRecompute };
+enum class CriticInit { kPolicy, kReward };
+
+/// The PPO stage: the algorithm and what surrounds it.
+struct PpoStageOptions {
+  std::int64_t iterations = 20;  ///< rollout batches
+  std::int64_t max_tokens_per_micro_batch =
+      1024;                        ///< prompt and response tokens of one forward/backward pass
+  double reward_model_weight = 0;  ///< weight of the reward model's score beside the rules
+  OldLogProbs old_log_probs = OldLogProbs::kAuto;
+  CriticInit critic_init = CriticInit::kPolicy;
+  std::int64_t samples_to_log = 4;  ///< responses written to samples/ per iteration
+  ppo::PpoOptions algorithm;
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("iterations", iterations, "Rollout batches", {1, 1e9});
+    v.field("max_tokens_per_micro_batch", max_tokens_per_micro_batch,
+            "Tokens per pass; heads that sequences have in common count once", {2, 1e8});
+    v.field("reward_model_weight", reward_model_weight, "Weight of the reward model's score beside the rules",
+            {-1e6, 1e6});
+    v.choice("old_log_probs", old_log_probs,
+             {{"auto", OldLogProbs::kAuto},
+              {"rollout", OldLogProbs::kRollout},
+              {"recompute", OldLogProbs::kRecompute}},
+             "Log-probs the ratio is formed against: the sampler's, or a forward pass of the trainer. auto "
+             "takes the "
+             "sampler's where no filter changes its distribution, since both are then equal bit for bit");
+    v.choice("critic_init", critic_init, {{"policy", CriticInit::kPolicy}, {"reward", CriticInit::kReward}},
+             "Weights the critic starts from");
+    v.field("samples_to_log", samples_to_log, "Responses written to samples/ per iteration", {0, 1e6});
+    v.group("algorithm", algorithm, "PPO and its relatives; preset: NAME loads configs/presets/NAME.yaml");
+  }
+};
+
+}  // namespace rlhf
