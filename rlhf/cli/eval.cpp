@@ -35,7 +35,7 @@ void evaluate_model(const Arguments& arguments) {
   rollout.sampling = {};
   rollout.sampling.temperature = options.eval.temperature;
   if (options.eval.max_new_tokens > 0) rollout.max_new_tokens = options.eval.max_new_tokens;
-  const Evaluation evaluation = evaluate("model", model, data, rollout, 1, nullptr, context);
+  const Evaluation evaluation = evaluate("model", model, data, rollout, 1, context);
   if (!arguments.output.empty()) save_evaluation(arguments.output, evaluation);
   nlohmann::ordered_json out;
   for (const TaskScore& task : evaluation.tasks)

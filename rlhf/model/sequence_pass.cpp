@@ -39,6 +39,15 @@ void SequencePass<T>::run_trunk(const DecoderWeights<T>& weights, const PackedRo
 }
 
 template <class T>
+void SequencePass<T>::restore_trunk(std::span<const T* const> rows, std::int64_t last_layer) {
+  const std::int64_t D = config_.hidden_size;
+  trunk_.reserve_discard(rows.size() * size(D));
+  for (std::size_t t = 0; t < rows.size(); ++t)
+    std::copy_n(rows[t], D, trunk_.data() + static_cast<std::int64_t>(t) * D);
+  trunk_layer_ = last_layer;
+}
+
+template <class T>
 const T* SequencePass<T>::forward(const DecoderWeights<T>& weights, const PackedRows& packed, Keep keep) {
   const std::int64_t rows = packed.rows().size(), D = config_.hidden_size, L = config_.num_layers;
   num_rows_ = rows;

@@ -26,6 +26,11 @@ class SequencePass {
   /// from it.
   /// @param last_layer layers [0, last_layer) are run.
   void run_trunk(const DecoderWeights<T>& weights, const PackedRows& rows, std::int64_t last_layer);
+  /// The trunk's result [T, D], to be kept for a later pass over the same tokens.
+  const T* trunk() const { return trunk_.data(); }
+  /// Instead of run_trunk: takes the trunk's result from where it was kept. `rows[t]` points to the D values
+  /// of row t.
+  void restore_trunk(std::span<const T* const> rows, std::int64_t last_layer);
   /// Hidden states after the final norm, [T, D]; valid until the next call. Starts from the trunk when
   /// run_trunk was called for these rows, from the embedding otherwise. With `keep`, backward may follow.
   enum class Keep { kNothing, kForBackward };

@@ -101,8 +101,7 @@ void build_finance_desk(const RunOptions& options, const LanguageModel& model, T
     };
     if (options.has_stage(Stage::kReward)) {
       pairs(Split::kTrain, count(section.pair_cases), seed * 4 + 2, data.train_pairs);
-      pairs(Split::kHeldOut, std::min<std::size_t>(100, count(section.eval_cases)), seed * 4 + 2,
-            data.held_out_pairs);
+      pairs(Split::kHeldOut, count(section.held_out_pair_cases), seed * 4 + 2, data.held_out_pairs);
     }
     if (options.has_stage(Stage::kPpo))
       for (const finance::Case& item :

@@ -34,25 +34,29 @@ TaskScore summarise(const std::string& task, const std::vector<std::size_t>& ind
   result.task = task;
   result.count = static_cast<std::int64_t>(indices.size());
   std::vector<double> scores;
-  double formed = 0, model = 0;
+  double formed = 0, model = 0, model_count = 0;
   const double share = 1 / static_cast<double>(indices.size());
   for (std::size_t i : indices) {
     const JudgedResponse& response = evaluation.responses[i];
     scores.push_back(response.score);
     result.accuracy += share * (response.score >= 1);
     if (response.well_formed) formed += share * *response.well_formed;
-    if (response.model_score) model += share * *response.model_score;
+    if (response.model_score) {
+      model += *response.model_score;
+      ++model_count;
+    }
     result.eos_rate += share * response.ended;
-    result.mean_length += share * static_cast<double>(response.tokens);
+    result.mean_length += share * static_cast<double>(response.tokens.size());
   }
   result.score = std::accumulate(scores.begin(), scores.end(), 0.0) * share;
   result.interval = bootstrap_mean_interval(scores, 0xb007);
   if (evaluation.responses[indices.front()].well_formed) result.well_formed_rate = formed;
-  if (evaluation.responses[indices.front()].model_score) result.model_score = model;
+  if (model_count > 0) result.model_score = model / model_count;
   return result;
 }
 
 void summarise_tasks(Evaluation& evaluation) {
+  evaluation.tasks.clear();
   for (const auto& [task, indices] : by_task(evaluation.responses))
     evaluation.tasks.push_back(summarise(task, indices, evaluation));
 }
@@ -60,8 +64,7 @@ void summarise_tasks(Evaluation& evaluation) {
 }  // namespace
 
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
-                    const RolloutOptions& rollout, std::uint32_t draws, const Parameters<float>* reward_model,
-                    const StageContext& context) {
+                    const RolloutOptions& rollout, std::uint32_t draws, const StageContext& context) {
   RLHF_CHECK(!data.eval_prompts.empty(), "eval: there are no held-out prompts");
   Stopwatch watch;
   auto engine = make_engine(model, rollout, data.eval_prompts, context.compute);
@@ -76,7 +79,6 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
   engine.reset();
   Evaluation evaluation;
   evaluation.name = name;
-  std::vector<std::vector<TokenId>> sequences;
   for (const Sample& sample : samples) {
     JudgedResponse response;
     response.prompt = &data.eval_prompts[sample.prompt_id];
@@ -85,22 +87,32 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
       response.score = data.rules.score({*response.prompt, sample, response.text}).total;
     if (data.is_well_formed) response.well_formed = data.is_well_formed(*response.prompt, response.text);
     response.ended = sample.finish_reason == FinishReason::kStop;
-    response.tokens = static_cast<std::int64_t>(sample.tokens.size());
+    response.tokens = sample.tokens;
     evaluation.responses.push_back(std::move(response));
-    if (reward_model) {
-      sequences.push_back(evaluation.responses.back().prompt->tokens);
-      sequences.back().insert(sequences.back().end(), sample.tokens.begin(), sample.tokens.end());
-    }
-  }
-  if (reward_model) {
-    SequencePass<float> pass(reward_model->config(), context.compute);
-    const auto scores =
-        score_sequences(pass, reward_model->weights(), {sequences.begin(), sequences.end()}, 2048);
-    for (std::size_t i = 0; i < scores.size(); ++i) evaluation.responses[i].model_score = scores[i];
   }
   summarise_tasks(evaluation);
   evaluation.seconds = watch.seconds();
   return evaluation;
+}
+
+void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
+                      std::int64_t cases_per_task, const StageContext& context) {
+  std::vector<JudgedResponse*> chosen;
+  std::vector<std::vector<TokenId>> sequences;
+  for (const auto& [task, indices] : by_task(evaluation.responses)) {
+    const std::size_t limit = cases_per_task == 0 ? indices.size() : static_cast<std::size_t>(cases_per_task);
+    for (std::size_t i = 0; i < std::min(limit, indices.size()); ++i) {
+      chosen.push_back(&evaluation.responses[indices[i]]);
+      sequences.push_back(chosen.back()->prompt->tokens);
+      sequences.back().insert(sequences.back().end(), chosen.back()->tokens.begin(),
+                              chosen.back()->tokens.end());
+    }
+  }
+  SequencePass<float> pass(reward_model.config(), context.compute);
+  const auto scores =
+      score_sequences(pass, reward_model.weights(), {sequences.begin(), sequences.end()}, 2048);
+  for (std::size_t i = 0; i < scores.size(); ++i) chosen[i]->model_score = scores[i];
+  summarise_tasks(evaluation);
 }
 
 double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model) {
@@ -142,7 +154,7 @@ void save_evaluation(const std::filesystem::path& path, const Evaluation& evalua
                            {"reference", response.prompt->reference},
                            {"score", response.score},
                            {"ended", response.ended},
-                           {"tokens", response.tokens}};
+                           {"output_ids", response.tokens}};
     if (response.well_formed) line["well_formed"] = *response.well_formed;
     if (response.model_score) line["reward_model"] = *response.model_score;
     text += line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
@@ -164,7 +176,7 @@ Evaluation load_evaluation(const std::filesystem::path& path, const std::string&
       response.text = json.at("response");
       response.score = json.at("score");
       response.ended = json.at("ended");
-      response.tokens = json.at("tokens");
+      response.tokens = json.at("output_ids").get<std::vector<TokenId>>();
       if (json.contains("well_formed")) response.well_formed = json["well_formed"].get<bool>();
       if (json.contains("reward_model")) response.model_score = json["reward_model"].get<double>();
       evaluation.responses.push_back(std::move(response));

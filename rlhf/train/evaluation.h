@@ -19,7 +19,7 @@ struct JudgedResponse {
   std::optional<double> model_score;  ///< of the reward model, when there is one
   std::optional<bool> well_formed;    ///< when the task has a form
   bool ended = false;                 ///< with an end token
-  std::int64_t tokens = 0;
+  std::vector<TokenId> tokens;
 };
 
 /// Scores of one model on one task.
@@ -40,11 +40,13 @@ struct Evaluation {
   double seconds = 0;
 };
 
-/// Answers every held-out prompt (`draws` times) and judges the answers.
-/// @param reward_model may be null
+/// Answers every held-out prompt (`draws` times) and judges the answers by rules.
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
-                    const RolloutOptions& rollout, std::uint32_t draws, const Parameters<float>* reward_model,
-                    const StageContext& context);
+                    const RolloutOptions& rollout, std::uint32_t draws, const StageContext& context);
+
+/// Adds a reward model's scores of the first `cases_per_task` responses of each task (0 = all).
+void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
+                      std::int64_t cases_per_task, const StageContext& context);
 
 /// Mean score of a constant answer on the held-out prompts of a task.
 double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model);

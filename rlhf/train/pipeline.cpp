@@ -1,7 +1,5 @@
 #include "rlhf/train/pipeline.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 
 #include "rlhf/core/error.h"
@@ -18,11 +16,6 @@ LanguageModel load_policy(const RunOptions& options) {
   if (section.new_model)
     return LanguageModel::create(*section.new_model, section.trainable, options.run.seed);
   return LanguageModel::load(section.path, section.trainable);
-}
-
-std::uint64_t machine_memory_bytes() {
-  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
-         static_cast<std::uint64_t>(sysconf(_SC_PAGE_SIZE));
 }
 
 }  // namespace
@@ -87,6 +80,14 @@ void Pipeline::plan_memory() {
   if (trains)
     memory_.emplace_back("activations",
                          SequencePass<float>::activation_bytes(policy_.config(), tokens, layers));
+  if (ppo && layers < policy_.config().num_layers)
+    memory_.emplace_back(
+        "frozen layers' results of a batch",
+        std::min(options_.ppo.trunk_cache.resolve(machine_memory_bytes()),
+                 static_cast<std::uint64_t>(options_.ppo.algorithm.prompts_per_step *
+                                            options_.ppo.algorithm.samples_per_prompt) *
+                     (longest + static_cast<std::uint64_t>(options_.rollout.max_new_tokens)) *
+                     static_cast<std::uint64_t>(policy_.config().hidden_size) * sizeof(float)));
   std::uint64_t total = 0;
   std::string list;
   for (const auto& [name, bytes] : memory_) {
@@ -112,6 +113,15 @@ RunReport Pipeline::run() {
   if (judged && options_.eval.base) judge("base");
   for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo})
     if (options_.has_stage(stage)) run_stage(stage);
+  if (reward_model_) {
+    // Only now, so that the stages before the reward model have its scores too.
+    Stopwatch watch;
+    for (Evaluation& evaluation : evaluations_) {
+      add_model_scores(evaluation, *reward_model_, options_.eval.reward_model_cases, context());
+      if (!settings_.directory.empty()) save_evaluation(kept_evaluation(evaluation.name), evaluation);
+    }
+    timings_.push_back({"reward", "score held-out responses", watch.lap()});
+  }
   const auto sft = std::ranges::find(evaluations_, std::string("sft"), &Evaluation::name);
   if (sft != evaluations_.end()) final_is_worse_ = mean_score(evaluations_.back()) < mean_score(*sft);
   return make_report();
@@ -184,8 +194,12 @@ void Pipeline::train_ppo() {
   save_final("ppo", policy_.parameters());
 }
 
+std::filesystem::path Pipeline::kept_evaluation(const std::string& name) const {
+  return settings_.directory / "samples" / ("eval_" + name + ".jsonl");
+}
+
 void Pipeline::judge(const std::string& name) {
-  const std::filesystem::path kept = settings_.directory / "samples" / ("eval_" + name + ".jsonl");
+  const std::filesystem::path kept = kept_evaluation(name);
   RolloutOptions rollout = options_.rollout;
   rollout.sampling = {};
   rollout.sampling.temperature = options_.eval.temperature;
@@ -196,7 +210,7 @@ void Pipeline::judge(const std::string& name) {
     evaluations_.push_back(load_evaluation(kept, name, data_));
   } else {
     observer_.stage_begin("eval " + name, 1);
-    evaluations_.push_back(evaluate(name, policy_, data_, rollout, 1, reward_model_.get(), context()));
+    evaluations_.push_back(evaluate(name, policy_, data_, rollout, 1, context()));
     timings_.push_back({name, "eval", evaluations_.back().seconds});
     if (keep) save_evaluation(kept, evaluations_.back());
     Metrics metrics;
@@ -211,9 +225,8 @@ void Pipeline::judge(const std::string& name) {
   if (options_.eval.temperature == 0) results_.emplace_back("greedy", mean_score(evaluations_.back()));
   if (options_.eval.sampled_draws > 0) {
     rollout.sampling = options_.rollout.sampling;
-    const Evaluation sampled =
-        evaluate(name, policy_, data_, rollout, static_cast<std::uint32_t>(options_.eval.sampled_draws),
-                 nullptr, context());
+    const Evaluation sampled = evaluate(name, policy_, data_, rollout,
+                                        static_cast<std::uint32_t>(options_.eval.sampled_draws), context());
     results_.emplace_back("sampled", mean_score(sampled));
   }
 }

@@ -49,6 +49,7 @@ class Pipeline {
   void train_reward_model();
   void train_ppo();
   void judge(const std::string& name);
+  std::filesystem::path kept_evaluation(const std::string& name) const;
   bool is_done(const std::string& stage) const;
   void save_final(const std::string& stage, const Parameters<float>& parameters);
   void load_final(const std::string& stage, Parameters<float>& parameters);

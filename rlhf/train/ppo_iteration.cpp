@@ -184,13 +184,40 @@ void PpoIteration::score(std::span<const schedule::SampleIndex> samples) {
   }
 }
 
+// The layers that no model of the stage trains, once for all of them, and once an iteration while there is
+// room.
+void PpoIteration::run_trunk(const Indices& samples, const Pass& pass) {
+  models_.pass.drop_trunk();
+  if (models_.trunk_layers == 0) return;
+  const auto D = static_cast<std::size_t>(models_.policy.config().hidden_size);
+  const auto for_tokens = [&](const auto& visit) {
+    for (std::size_t s = 0; s < samples.size(); ++s)
+      for (std::size_t p = 0; p < responses_[samples[s]].tokens.size(); ++p)
+        visit(responses_[samples[s]], p,
+              static_cast<std::size_t>(pass.rows.row(s, static_cast<std::int64_t>(p))));
+  };
+  if (std::ranges::none_of(samples, [&](std::size_t i) { return responses_[i].trunk.empty(); })) {
+    std::vector<const float*> rows(static_cast<std::size_t>(pass.rows.rows().size()));
+    for_tokens([&](PpoResponse& r, std::size_t p, std::size_t row) { rows[row] = r.trunk.data() + p * D; });
+    return models_.pass.restore_trunk(rows, models_.trunk_layers);
+  }
+  models_.pass.run_trunk(models_.policy.parameters().weights(), pass.rows, models_.trunk_layers);
+  std::size_t bytes = 0;
+  for (std::size_t i : samples) bytes += responses_[i].tokens.size() * D * sizeof(float);
+  if (trunk_bytes_ + bytes > models_.trunk_cache_bytes) return;
+  trunk_bytes_ += bytes;
+  for (std::size_t i : samples) responses_[i].trunk.resize(responses_[i].tokens.size() * D);
+  for_tokens([&](PpoResponse& r, std::size_t p, std::size_t row) {
+    std::copy_n(models_.pass.trunk() + row * D, D, r.trunk.data() + p * D);
+  });
+}
+
 // One pass over some responses: models that share a trunk run it once.
 void PpoIteration::score_by_models(const Indices& samples) {
   const Pass pass(responses_, samples);
   SequencePass<float>& runner = models_.pass;
   const auto& policy = models_.policy.parameters().weights();
-  runner.drop_trunk();
-  if (models_.trunk_layers > 0) runner.run_trunk(policy, pass.rows, models_.trunk_layers);
+  run_trunk(samples, pass);
   const auto log_probs = [&](const DecoderWeights<float>& weights,
                              std::vector<double> ppo::ScoredResponse::*field) {
     std::vector<float> flat(pass.targets.size());
@@ -296,9 +323,7 @@ void PpoIteration::plan_updates() {
 void PpoIteration::train(std::size_t step, std::size_t micro_batch) {
   const Indices& samples = updates_.at(step).micro_batches.at(micro_batch);
   const Pass pass(responses_, samples);
-  models_.pass.drop_trunk();
-  if (models_.trunk_layers > 0)
-    models_.pass.run_trunk(models_.policy.parameters().weights(), pass.rows, models_.trunk_layers);
+  run_trunk(samples, pass);
   train_policy(samples, pass, step);
   if (models_.critic) train_critic(samples, pass, step);
   ++num_trained_;

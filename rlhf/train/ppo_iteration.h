@@ -27,6 +27,7 @@ struct PpoResponse {
   Score rule_score;
   double model_score = 0;
   ppo::ScoredResponse scored;
+  std::vector<float> trunk;  ///< [tokens, D] of the frozen layers; empty when it is not kept
 
   /// Position whose hidden state predicts response token t.
   std::int64_t predictor(std::size_t t) const {
@@ -65,6 +66,7 @@ class PpoIteration : public schedule::IterationTasks {
   bool sample_again(std::size_t slot);
   void score_by_rules(PpoResponse& response);
   void score_by_models(const Indices& samples);
+  void run_trunk(const Indices& samples, const Pass& pass);
   void plan_updates();
   void train_policy(const Indices& samples, const Pass& pass, std::size_t step);
   void train_critic(const Indices& samples, const Pass& pass, std::size_t step);
@@ -94,6 +96,7 @@ class PpoIteration : public schedule::IterationTasks {
   std::vector<PpoResponse> responses_;  ///< slot by slot, samples_per_prompt each
   ppo::Experience experience_;
   std::vector<Update> updates_;
+  std::size_t trunk_bytes_ = 0;
 
   std::map<std::string, double> loss_sums_;  ///< over micro-batches
   std::size_t num_trained_ = 0, num_optimized_ = 0;

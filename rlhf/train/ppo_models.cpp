@@ -61,6 +61,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
     if (!base || !base->config().scalar_head) critic->initialise_score_head(context.seed);
     critic_optimizer.emplace(critic_optimizer_options(options.algorithm), critic->trainable().size());
   }
+  trunk_cache_bytes = options.trunk_cache.resolve(machine_memory_bytes());
   const auto& weights = policy.parameters().weights();
   trunk_layers = weights.first_trainable_layer;
   const Parameters<float>* value = critic ? &*critic : nullptr;

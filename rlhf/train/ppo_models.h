@@ -34,6 +34,7 @@ struct PpoModels {
   std::optional<Optimizer<float>> critic_optimizer;
   std::unique_ptr<RolloutEngine> engine;
   SequencePass<float> pass;
+  std::uint64_t trunk_cache_bytes = 0;
   std::int64_t trunk_layers = 0;  ///< leading layers that all models have in common; 0 = none
 };
 

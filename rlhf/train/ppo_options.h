@@ -13,7 +13,8 @@ enum class CriticInit { kPolicy, kReward };
 struct PpoStageOptions {
   std::int64_t iterations = 20;  ///< rollout batches
   std::int64_t max_tokens_per_micro_batch =
-      1024;                        ///< prompt and response tokens of one forward/backward pass
+      1024;  ///< prompt and response tokens of one forward/backward pass
+  config::MemorySize trunk_cache{std::uint64_t{256} << 20, {}};  ///< see visit_fields
   double reward_model_weight = 0;  ///< weight of the reward model's score beside the rules
   OldLogProbs old_log_probs = OldLogProbs::kAuto;
   CriticInit critic_init = CriticInit::kPolicy;
@@ -25,6 +26,10 @@ struct PpoStageOptions {
     v.field("iterations", iterations, "Rollout batches", {1, 1e9});
     v.field("max_tokens_per_micro_batch", max_tokens_per_micro_batch,
             "Tokens per pass; heads that sequences have in common count once", {2, 1e8});
+    v.field(
+        "trunk_cache", trunk_cache,
+        "Memory for the frozen layers' results of a rollout batch, so that they are computed once and not "
+        "once an epoch; a larger batch computes them again, with equal results");
     v.field("reward_model_weight", reward_model_weight, "Weight of the reward model's score beside the rules",
             {-1e6, 1e6});
     v.choice("old_log_probs", old_log_probs,

@@ -57,7 +57,8 @@ enum class DataSource { kFinanceDesk, kRandomWalks, kFiles };
 struct DataSection {
   DataSource source = DataSource::kFinanceDesk;
   std::vector<std::string> kinds = {"intent", "gate", "calculation", "clause", "view"};
-  std::int64_t sft_cases = 200, pair_cases = 200, prompt_cases = 1000, eval_cases = 200;
+  std::int64_t sft_cases = 200, pair_cases = 200, held_out_pair_cases = 20, prompt_cases = 1000,
+               eval_cases = 200;
   std::string sft_file, pairs_file, held_out_pairs_file, prompts_file, eval_file;
   PromptText prompt_text = PromptText::kUserMessage;
 
@@ -71,6 +72,8 @@ struct DataSection {
     v.field("kinds", kinds, "finance_desk: task kinds");
     v.field("sft_cases", sft_cases, "finance_desk: demonstrations per kind; random_walks: walks", {0, 1e7});
     v.field("pair_cases", pair_cases, "finance_desk: cases per kind for reward-model pairs", {0, 1e7});
+    v.field("held_out_pair_cases", held_out_pair_cases,
+            "finance_desk: held-out cases per kind that the reward model is judged on", {0, 1e7});
     v.field("prompt_cases", prompt_cases, "finance_desk: training prompts per kind", {1, 1e7});
     v.field("eval_cases", eval_cases, "finance_desk: held-out cases per kind; random_walks: draws per start",
             {1, 1e6});
@@ -126,7 +129,8 @@ struct EvalSection {
   bool base = true;                 ///< also judge the model before any training
   std::int64_t transcripts = 2;     ///< per task in the report
   std::int64_t sampled_draws = 0;  ///< also sample so many responses per prompt with rollout.sampling; 0 = no
-  bool fail_when_worse = true;     ///< exit non-zero when the final model is worse than SFT
+  std::int64_t reward_model_cases = 40;  ///< per task, scored by the reward model for the report; 0 = all
+  bool fail_when_worse = true;           ///< exit non-zero when the final model is worse than SFT
 
   template <class V>
   void visit_fields(V& v) {
@@ -136,6 +140,8 @@ struct EvalSection {
     v.field("transcripts", transcripts, "Before/after transcripts per task in the report", {0, 100});
     v.field("sampled_draws", sampled_draws,
             "Also sample so many responses per prompt with rollout.sampling; 0 = no", {0, 1e5});
+    v.field("reward_model_cases", reward_model_cases,
+            "Responses per task that the reward model scores for the report; 0 = all", {0, 1e6});
     v.field("fail_when_worse", fail_when_worse,
             "Exit with 1 when the final model is worse than the SFT model");
   }

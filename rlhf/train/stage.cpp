@@ -1,6 +1,7 @@
 #include "rlhf/train/stage.h"
 
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <chrono>
 
@@ -25,6 +26,11 @@ double Stopwatch::lap() {
   const double before = lap_;
   lap_ = now();
   return lap_ - before;
+}
+
+std::uint64_t machine_memory_bytes() {
+  return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+         static_cast<std::uint64_t>(sysconf(_SC_PAGE_SIZE));
 }
 
 std::size_t peak_resident_bytes() {

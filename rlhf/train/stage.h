@@ -63,6 +63,8 @@ class Stopwatch {
   double start_, lap_;
 };
 
+/// Physical memory of this machine, in bytes.
+std::uint64_t machine_memory_bytes();
 /// Largest resident set of this process so far, in bytes.
 std::size_t peak_resident_bytes();
 

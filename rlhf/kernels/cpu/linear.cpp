@@ -23,31 +23,8 @@ struct Masks {
   typedef Index Vec __attribute__((vector_size(kVecBytes)));
 };
 
-// Sums the lanes of four vectors; returns them in lanes 0, L/4, L/2, 3L/4.
-template <class T>
-inline Vec<T> reduce4(Vec<T> a, Vec<T> b, Vec<T> c, Vec<T> d) {
-  constexpr int L = kLanes<T>;
-  using M = typename Masks<T>::Vec;
-  M half_lo, half_hi, quarter_lo, quarter_hi;
-  for (int i = 0; i < L; ++i) {
-    const int base = i < L / 2 ? 0 : L;
-    half_lo[i] = base + i % (L / 2);
-    half_hi[i] = base + i % (L / 2) + L / 2;
-    const int group = i / (L / 4), within = i % (L / 4);
-    quarter_lo[i] = group * (L / 2) + within;
-    quarter_hi[i] = group * (L / 2) + within + L / 4;
-  }
-  const Vec<T> ab = __builtin_shuffle(a, b, half_lo) + __builtin_shuffle(a, b, half_hi);
-  const Vec<T> cd = __builtin_shuffle(c, d, half_lo) + __builtin_shuffle(c, d, half_hi);
-  Vec<T> sum = __builtin_shuffle(ab, cd, quarter_lo) + __builtin_shuffle(ab, cd, quarter_hi);
-  for (int step = L / 8; step > 0; step /= 2) {
-    M rotate;
-    for (int i = 0; i < L; ++i) rotate[i] = i ^ step;
-    sum += __builtin_shuffle(sum, rotate);
-  }
-  return sum;
-}
-
+// Every output is summed from the lanes of one vector in the same order, in tiles and in their tails:
+// lanes[i] += lanes[i + width] for width L/2, L/4, ... 1.
 template <class T>
 inline T reduce(Vec<T> v) {
   alignas(kVecBytes) T lanes[kLanes<T>];
@@ -57,11 +34,72 @@ inline T reduce(Vec<T> v) {
   return lanes[0];
 }
 
+// Halves the lanes of a and b: groups of `width` lanes, a's and b's alternating by group.
+template <class T>
+inline Vec<T> fold(Vec<T> a, Vec<T> b, int width) {
+  constexpr int L = kLanes<T>;
+  typename Masks<T>::Vec low, high;
+  for (int i = 0; i < L; ++i) {
+    // Group g of the result is the folded group g/2 of a (even g) or of b (odd g).
+    const int group = i / width, from = (group % 2 ? L : 0) + group / 2 * 2 * width + i % width;
+    low[i] = from;
+    high[i] = from + width;
+  }
+  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
+}
+
+// v[j] holds groups of 4 lanes; group g of the result holds the sums of group g of v[0] .. v[3].
+template <class T>
+inline Vec<T> sum_groups_of_4(const Vec<T> (&v)[4]) {
+  constexpr int L = kLanes<T>;
+  typename Masks<T>::Vec low, high, even, odd;
+  for (int i = 0; i < L; ++i) {
+    const int group = i / 4 * 4, lane = i % 4;
+    low[i] = (lane % 2 ? L : 0) + group + lane / 2;
+    high[i] = low[i] + 2;
+    even[i] = (lane < 2 ? 0 : L) + group + lane % 2;
+    odd[i] = even[i] + 2;
+  }
+  const Vec<T> a = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
+  const Vec<T> b = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
+  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
+}
+
 template <class T>
 inline void put(const LinearArgs<T>& args, std::int64_t m, std::int64_t n, T value) {
   T& out = args.y[m * args.ldy + n];
   if (args.bias) value += args.bias[n];
   out = args.accumulate ? out + value : value;
+}
+
+// Stores rows [m, m + MR) and columns [n, n + 4) from their accumulators.
+template <class T, int MR>
+inline void put_tile(const LinearArgs<T>& args, std::int64_t m, std::int64_t n, const Vec<T> (&acc)[MR][4]) {
+  constexpr int L = kLanes<T>, kRows = L / 4;  // output rows that one vector holds
+  for (int first = 0; first < MR; first += kRows) {
+    const auto row = [&](int r) { return first + r < MR ? first + r : MR - 1; };
+    Vec<T> folded[4];
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (kRows == 4)
+        folded[j] = fold<T>(fold<T>(acc[row(0)][j], acc[row(2)][j], L / 2),
+                            fold<T>(acc[row(1)][j], acc[row(3)][j], L / 2), L / 4);
+      else if constexpr (kRows == 2)
+        folded[j] = fold<T>(acc[row(0)][j], acc[row(1)][j], L / 2);
+      else
+        folded[j] = acc[row(0)][j];
+    }
+    alignas(kVecBytes) T sums[L];
+    store(sums, sum_groups_of_4<T>(folded));
+    for (int r = 0; r < kRows && first + r < MR; ++r) {
+      T* out = args.y + (m + first + r) * args.ldy + n;
+      T* sum = sums + r * 4;
+      if (args.bias)
+        for (int j = 0; j < 4; ++j) sum[j] += args.bias[n + j];
+      if (args.accumulate)
+        for (int j = 0; j < 4; ++j) sum[j] += out[j];
+      std::memcpy(out, sum, 4 * sizeof(T));
+    }
+  }
 }
 
 template <class T, int MR, int NR>
@@ -85,11 +123,8 @@ void tile(const LinearArgs<T>& args, std::int64_t m, std::int64_t n) {
         acc[i][j] +=
             load_partial(x + i * args.ldx + k, args.K - k) * load_partial(w + j * args.K + k, args.K - k);
   }
-  if constexpr (NR == 4 && L >= 4) {
-    for (int i = 0; i < MR; ++i) {
-      const Vec<T> sums = reduce4<T>(acc[i][0], acc[i][1], acc[i][2], acc[i][3]);
-      for (int j = 0; j < 4; ++j) put<T>(args, m + i, n + j, sums[j * (L / 4)]);
-    }
+  if constexpr (NR == 4 && L >= 4 && L <= 16) {
+    put_tile<T, MR>(args, m, n, acc);
   } else {
     for (int i = 0; i < MR; ++i)
       for (int j = 0; j < NR; ++j) put<T>(args, m + i, n + j, reduce<T>(acc[i][j]));
