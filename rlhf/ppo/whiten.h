@@ -10,7 +10,7 @@ namespace rlhf::ppo {
 /// Whitening of a batch over its counting tokens, as the frameworks do it.
 enum class Whitening {
   kNone,
-  kBessel,         ///< (x - mean) / sqrt(var_{n-1} + 1e-8): TRL PPO
+  kBessel,         ///< (x - mean) / sqrt(var_{n-1} + 1e-8), with a float32 n / (n - 1): TRL PPO
   kBesselShifted,  ///< as kBessel, with means over n + 1e-8: verl
   kBiased,         ///< (x - mean) / sqrt(max(var_n, 1e-8)): OpenRLHF, NeMo
   kCentre,         ///< x - mean: OpenRLHF with no_std_norm, flash_reinforce
