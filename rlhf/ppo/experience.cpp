@@ -188,13 +188,14 @@ void token_baseline_advantages(const PpoOptions& options, std::span<const Scored
   e.returns = widen(e, result.returns);
 }
 
-// GRPO and its kin: what counts is the sum of a response's token rewards, on each of its tokens.
+// GRPO and its kin: what counts is the sum of a response's token rewards, on each of its tokens. A response
+// that trains nothing has no token to hold its score, and still counts among those of its prompt.
 void sequence_advantages(const PpoOptions& options, std::span<const ScoredResponse> responses,
-                         Experience& e) {
+                         std::span<const double> placed_scores, Experience& e) {
   std::vector<double> totals;
   const TokenRows rows = e.value_rows();
   for (std::size_t row = 0; row < rows.rows(); ++row) {
-    double total = 0;
+    double total = count_tokens(e.rows(), row) == 0 ? placed_scores[row] : 0;
     for (std::size_t t = rows.begin(row); t < rows.end(row); ++t) total += e.token_rewards[t];
     totals.push_back(total);
   }
@@ -202,7 +203,8 @@ void sequence_advantages(const PpoOptions& options, std::span<const ScoredRespon
   e.returns = widen(e, e.advantages);
 }
 
-void compute_advantages(const PpoOptions& options, std::span<const ScoredResponse> responses, Experience& e) {
+void compute_advantages(const PpoOptions& options, std::span<const ScoredResponse> responses,
+                        std::span<const double> placed_scores, Experience& e) {
   switch (options.advantage.form) {
     case AdvantageForm::kGae:
       return gae_advantages(options, responses, e);
@@ -212,7 +214,7 @@ void compute_advantages(const PpoOptions& options, std::span<const ScoredRespons
       e.advantages = narrow(e, e.returns);
       return;
     case AdvantageForm::kSequence:
-      return sequence_advantages(options, responses, e);
+      return sequence_advantages(options, responses, placed_scores, e);
     case AdvantageForm::kTokenBaseline:
     case AdvantageForm::kTokenBaselineByNumber:
       return token_baseline_advantages(options, responses, e);
@@ -319,7 +321,7 @@ Experience compute_experience(const PpoOptions& options, double kl_coefficient,
   if (options.reward.whiten) whiten_rewards(e);
 
   correct(options, responses, e);
-  compute_advantages(options, responses, e);
+  compute_advantages(options, responses, placed, e);
   e.advantages = whiten(options.advantage.whitening, MeanHandling::kRemove, e.rows(), e.advantages);
   zero_masked(e.rows(), e.advantages);
   measure_batch(options, kl_coefficient, responses, kl, e);
