@@ -154,6 +154,8 @@ void add_policy_terms(const PolicyLossOptions& options, const PolicyLossInputs& 
   // VESPO folds the importance weights into phi.
   const bool weighted = !in.importance_weights.empty() && options.objective != PolicyObjective::kVespo;
 
+  result.ratios = ratios.ratio;
+  result.token_losses.resize(positions);
   TermSums sums{std::vector<double>(positions), std::vector<double>(positions)};
   std::vector<double> d_exponent(positions, 0.0);
   for (std::size_t t = 0; t < positions; ++t) {
@@ -162,7 +164,10 @@ void add_policy_terms(const PolicyLossOptions& options, const PolicyLossInputs& 
         is_coupled(options.objective) ? coupled.terms[t] : token_objective(options, in, ratios, t);
     sums.clipped[t] = term.clipped;
     sums.dual_clipped[t] = term.dual_clipped;
-    const double weight = weights[t] * gate[t] * (weighted ? in.importance_weights[t] : 1.0);
+    const double factor = gate[t] * (weighted ? in.importance_weights[t] : 1.0);
+    const double weight = weights[t] * factor;
+    // A factor of 0 leaves the term out, also one that is not finite.
+    if (factor != 0) result.token_losses[t] = factor * term.value;
     if (weight == 0) continue;
     result.policy_loss += weight * term.value;
     result.d_log_probs[t] += weight * term.d_log_prob;
@@ -180,9 +185,11 @@ void add_kl_terms(const PolicyLossOptions& options, const PolicyLossInputs& in, 
                   std::span<const double> weights, PolicyLossResult& result) {
   if (options.kl.coefficient == 0) return;
   const std::size_t positions = in.rows.positions();
-  std::vector<double> kl(positions);
+  std::vector<double>& kl = result.token_kl;
+  kl.resize(positions);
   std::vector<double> d_exponent(positions, 0.0);
   for (std::size_t t = 0; t < positions; ++t) {
+    if (!in.rows.counts(t)) continue;
     const double old = in.old_log_probs.empty() ? in.log_probs[t] : in.old_log_probs[t];
     ValueAndGradient term =
         estimate_kl(options.kl.estimator, {in.log_probs[t], in.reference_log_probs[t], old});

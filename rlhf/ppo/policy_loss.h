@@ -197,6 +197,10 @@ struct PolicyLossResult {
   double entropy_bonus = 0;         ///< coefficient included
   std::vector<double> d_log_probs;  ///< d loss / d log_probs, per position
   std::vector<double> d_entropies;  ///< d loss / d entropies, per position; empty without an entropy bonus
+  /// What is aggregated, per position and before its weight; 0 under the mask. Empty for kGeometricMean.
+  std::vector<double> token_losses;  ///< policy term with its gates and importance weight
+  std::vector<double> token_kl;      ///< KL term without its coefficient; empty when the coefficient is 0
+  std::vector<double> ratios;        ///< probability ratio at its level, after the bounds, before ratio_cap
   PolicyLossMetrics metrics;
 };
 
