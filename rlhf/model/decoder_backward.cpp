@@ -167,8 +167,9 @@ void DecoderRunner<T>::backward_embed(const DecoderWeights<T>& weights, const Ro
   compute_.pool().parallel_for(D, 64, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t t = 0; t < rows.size(); ++t) {
       const T* d = dx + t * D;
-      if (weights.dembedding) {
-        T* row = weights.dembedding + rows.tokens[static_cast<std::size_t>(t)] * D;
+      const TokenId token = rows.tokens[static_cast<std::size_t>(t)];
+      if (weights.dembedding && token != config_.fixed_embedding) {
+        T* row = weights.dembedding + token * D;
         for (std::int64_t i = begin; i < end; ++i) row[i] += d[i] * scale;
       }
       if (weights.dpositions) {

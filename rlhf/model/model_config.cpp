@@ -541,6 +541,7 @@ ModelConfig parse_hf_config(const nlohmann::json& json, const std::string& sourc
   type.architecture == Architecture::kGpt2 ? read_gpt2(config, fields) : read_decoder(config, fields, type);
   read_head_kind(config, fields, type);
   read_special_ids(config, fields);
+  if (type.architecture != Architecture::kGpt2) config.fixed_embedding = config.pad;
   validate_model_config(config, source);
   return config;
 }

@@ -89,6 +89,9 @@ struct ModelConfig {
   /// Every id that ends a text; generation_config.json wins over config.json. May be empty.
   std::vector<TokenId> eos;
   std::optional<TokenId> pad;
+  /// Token whose embedding takes no gradient from the input side: the pad_token_id of a Hugging Face
+  /// configuration, which transformers hands to torch's Embedding as padding_idx (not for GPT-2).
+  std::optional<TokenId> fixed_embedding;
 
   std::int64_t query_width() const { return num_heads * head_dim; }
   std::int64_t kv_width() const { return num_kv_heads * head_dim; }
