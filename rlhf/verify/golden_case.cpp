@@ -71,13 +71,14 @@ MatrixRows matrix_rows(const Tensor& mask) {
   return rows;
 }
 
-GoldenCase::GoldenCase(const nlohmann::json& json, VerifyResult& result)
+GoldenCase::GoldenCase(const nlohmann::json& json, std::filesystem::path directory, VerifyResult& result)
     : json_(json),
       params_(member(json, "params")),
       inputs_(member(json, "inputs")),
       outputs_(member(json, "outputs")),
       name_(json.value("name", "unnamed")),
       dtype_(json.value("dtype", "")),
+      directory_(std::move(directory)),
       result_(result) {}
 
 Tolerance GoldenCase::tolerance() const {
@@ -109,6 +110,12 @@ double GoldenCase::number(const std::string& key, double otherwise) {
 }
 std::optional<double> GoldenCase::optional_number(const std::string& key) {
   return has_param(key) ? std::optional(number(key)) : std::nullopt;
+}
+std::optional<std::pair<double, double>> GoldenCase::optional_range(const std::string& key) {
+  if (!has_param(key)) return std::nullopt;
+  const Tensor range = read_tensor(param(key));
+  RLHF_CHECK(range.values.size() == 2, "parameter '", key, "' must have two numbers");
+  return std::pair(range.values[0], range.values[1]);
 }
 bool GoldenCase::flag(const std::string& key, bool otherwise) {
   return has_param(key) ? number(key) != 0 : otherwise;

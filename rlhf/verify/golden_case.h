@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -46,9 +48,12 @@ struct Tolerance {
 /// file can be passed over silently.
 class GoldenCase {
  public:
-  GoldenCase(const nlohmann::json& json, VerifyResult& result);
+  /// `directory` holds the file: cases name checkpoint folders relative to it.
+  GoldenCase(const nlohmann::json& json, std::filesystem::path directory, VerifyResult& result);
 
   const std::string& name() const { return name_; }
+  const std::filesystem::path& directory() const { return directory_; }
+  const std::string& dtype() const { return dtype_; }
   bool is_float32() const { return dtype_ == "float32"; }
   Tolerance tolerance() const;
   /// `relative` for float64 cases, never tighter than the case's own.
@@ -58,6 +63,7 @@ class GoldenCase {
   double number(const std::string& key);
   double number(const std::string& key, double otherwise);
   std::optional<double> optional_number(const std::string& key);
+  std::optional<std::pair<double, double>> optional_range(const std::string& key);
   bool flag(const std::string& key, bool otherwise = false);
   std::string text(const std::string& key);
   std::string text(const std::string& key, const std::string& otherwise);
@@ -94,6 +100,7 @@ class GoldenCase {
   const nlohmann::json& outputs_;
   std::string name_;
   std::string dtype_;
+  std::filesystem::path directory_;
   VerifyResult& result_;
   mutable std::set<std::string> used_params_;
   std::set<std::string> used_inputs_;

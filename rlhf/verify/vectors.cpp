@@ -1,5 +1,6 @@
 #include "rlhf/verify/vectors.h"
 
+#include <filesystem>
 #include <fstream>
 #include <map>
 
@@ -77,7 +78,7 @@ VerifyResult verify_vectors(const std::string& path) {
   const nlohmann::json source = json.value("source", nlohmann::json::object());
   if (json["cases"].empty()) fail_file(result, "the file has no cases");
   for (const auto& item : json["cases"]) {
-    verify::GoldenCase golden(item, result);
+    verify::GoldenCase golden(item, std::filesystem::path(path).parent_path(), result);
     try {
       check->second(golden, source);
     } catch (const std::exception& error) {

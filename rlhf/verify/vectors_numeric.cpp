@@ -11,6 +11,7 @@
 #include "rlhf/ppo/token_distribution.h"
 #include "rlhf/train/lr_schedule.h"
 #include "rlhf/verify/golden_case.h"
+#include "rlhf/verify/trl_options.h"
 #include "rollout/sampling/filter.h"
 
 namespace rlhf::verify {
@@ -66,26 +67,9 @@ void check_logprob_entropy(GoldenCase& golden, const nlohmann::json&) {
 }
 
 void check_lr_schedule(GoldenCase& golden, const nlohmann::json&) {
-  static const std::map<std::string, LrShape> kShapes = {
-      {"constant", LrShape::kConstant},
-      {"constant_with_warmup", LrShape::kConstant},
-      {"linear", LrShape::kLinear},
-      {"cosine", LrShape::kCosine},
-      {"cosine_with_min_lr", LrShape::kCosine},
-      {"cosine_with_restarts", LrShape::kCosineWithRestarts},
-      {"polynomial", LrShape::kPolynomial},
-      {"inverse_sqrt", LrShape::kInverseSqrt},
-      {"warmup_stable_decay", LrShape::kWarmupStableDecay},
-      {"verl_cosine", LrShape::kCosine},
-      {"verl_cosine_init", LrShape::kCosine},
-      {"verl_constant", LrShape::kConstant},
-      {"verl_wsd", LrShape::kWarmupStableDecay}};
   const std::string schedule = golden.text("schedule");
-  const auto it = kShapes.find(schedule);
-  RLHF_CHECK(it != kShapes.end(), "schedule '", schedule, "' is not known");
   const double base = golden.number("base_lr");
-  LrScheduleOptions options;
-  options.shape = it->second;
+  LrScheduleOptions options = lr_schedule_named(schedule);
   options.warmup_steps = static_cast<std::size_t>(golden.number("num_warmup_steps", 0));
   if (schedule == "constant") options.warmup_steps = 0;
   options.min_ratio = golden.number("min_lr_rate", golden.number("min_lr_ratio", 0));
@@ -94,7 +78,7 @@ void check_lr_schedule(GoldenCase& golden, const nlohmann::json&) {
   options.start_ratio = golden.number("init_lr_ratio", 0);
   // transformers starts this warmup at the minimum, verl at zero.
   if (schedule == "warmup_stable_decay") options.start_ratio = options.min_ratio;
-  options.cycles = golden.number("num_cycles", options.shape == LrShape::kCosineWithRestarts ? 1.0 : 0.5);
+  options.cycles = golden.number("num_cycles", options.cycles);
   options.power = golden.number("power", 1);
   options.decay_steps = static_cast<std::size_t>(golden.number("num_decay_steps", 0));
   options.stable_ratio = golden.number("stable_ratio", 0.9);

@@ -9,6 +9,7 @@
 #include "rlhf/ppo/rollout_correction.h"
 #include "rlhf/ppo/value_loss.h"
 #include "rlhf/verify/golden_case.h"
+#include "rlhf/verify/trl_options.h"
 
 namespace rlhf::verify {
 namespace {
@@ -296,58 +297,6 @@ void check_policy_loss(GoldenCase& golden, const nlohmann::json& source) {
 
 namespace {
 
-struct TrlLossType {
-  PolicyObjective objective;
-  Aggregation aggregation;
-  bool global_tokens;  ///< normalised by the tokens of the optimizer step
-};
-
-TrlLossType trl_loss_type(const std::string& name) {
-  static const std::map<std::string, TrlLossType> kTypes = {
-      {"grpo", {PolicyObjective::kClip, Aggregation::kSequenceMeanTokenMean, false}},
-      {"sapo", {PolicyObjective::kSapo, Aggregation::kSequenceMeanTokenMean, false}},
-      {"bnpo", {PolicyObjective::kClip, Aggregation::kTokenMean, false}},
-      {"dr_grpo", {PolicyObjective::kClip, Aggregation::kConstant, false}},
-      {"dapo", {PolicyObjective::kClip, Aggregation::kTokenMean, true}},
-      {"cispo", {PolicyObjective::kCispo, Aggregation::kTokenMean, true}},
-      {"vespo", {PolicyObjective::kVespo, Aggregation::kTokenMean, true}},
-      {"luspo", {PolicyObjective::kClip, Aggregation::kConstant, false}}};
-  const auto it = kTypes.find(name);
-  RLHF_CHECK(it != kTypes.end(), "loss_type '", name, "' is not known");
-  return it->second;
-}
-
-PolicyLossOptions trl_options(GoldenCase& golden, const TrlLossType& type) {
-  PolicyLossOptions o;
-  o.objective = type.objective;
-  const std::string level = golden.text("importance_sampling_level");
-  RLHF_CHECK(level == "token" || level == "sequence", "importance_sampling_level '", level, "' is not known");
-  if (level == "sequence") o.ratio_level = RatioLevel::kSequenceMean;
-  o.clip_low = golden.number("epsilon_low");
-  o.clip_high = golden.number("epsilon_high");
-  if (type.objective == PolicyObjective::kCispo) {
-    // TRL's bound is the ratio itself, and there is no lower one.
-    o.clip_low = 1;
-    o.clip_high -= 1;
-  }
-  o.ratio_cap = type.objective == PolicyObjective::kClip ? golden.number("delta", 0) : 0;
-  golden.ignore_param("delta");
-  o.sapo_tau_positive = golden.number("sapo_temperature_pos", 1.0);
-  o.sapo_tau_negative = golden.number("sapo_temperature_neg", 1.05);
-  o.vespo = {golden.number("vespo_k_pos", 2), golden.number("vespo_lambda_pos", 3),
-             golden.number("vespo_k_neg", 3), golden.number("vespo_lambda_neg", 2)};
-  o.aggregation = {type.aggregation, golden.number("max_completion_length", 0), 0};
-  if (golden.text("loss_type") == "luspo") o.aggregation.scale = 1;
-  o.kl.coefficient = golden.number("beta", 0);
-  o.kl.estimator.estimator = KlEstimator::kK3;
-  o.kl.ratio_weighted = golden.flag("use_bias_correction_kl");
-  o.entropy_coefficient = golden.number("entropy_coef", 0);
-  if (!type.global_tokens) o.entropy_aggregation = EntropyAggregation::kTokenMean;
-  o.top_entropy_quantile = golden.number("top_entropy_quantile", 1);
-  o.off_policy_threshold = golden.optional_number("off_policy_mask_threshold");
-  return o;
-}
-
 // Mean over responses of a per-response share, as TRL reports it at the sequence level.
 double row_share(const GoldenCase&, const MatrixRows& rows, const std::vector<double>& flags) {
   double sum = 0;
@@ -356,13 +305,13 @@ double row_share(const GoldenCase&, const MatrixRows& rows, const std::vector<do
 }
 
 std::map<std::string, double> trl_metrics(GoldenCase& golden, const PolicyLossOptions& o, const LossArrays& a,
-                                          const PolicyLossResult& result, double micro_batches) {
+                                          const PolicyLossResult& result, double divisor) {
   const PolicyLossMetrics& m = result.metrics;
   std::map<std::string, double> metrics = {
       {"kl", m.reference_kl},
       {"entropy", m.entropy},
       {"entropy_coef", o.entropy_coefficient},
-      {"policy_loss", (result.policy_loss + result.kl_loss) * micro_batches},
+      {"policy_loss", (result.policy_loss + result.kl_loss) * divisor},
       {"clip_ratio/low_mean", m.clip_low_fraction},
       {"clip_ratio/high_mean", m.clip_high_fraction},
       {"clip_ratio/region_mean", m.clip_low_fraction + m.clip_high_fraction},
@@ -423,20 +372,14 @@ void check_grpo_loss(GoldenCase& golden, const nlohmann::json& source) {
     RLHF_CHECK(weights.has_value(), "input 'importance_sampling_ratio' is missing");
     a.weights = *weights;
   }
-  const PolicyLossOptions options = trl_options(golden, type);
+  const PolicyLossOptions options = trl_policy_options(golden, type);
   PolicyLossInputs inputs = a.inputs();
-  const double accumulation = golden.number("gradient_accumulation_steps", 1);
-  if (type.global_tokens) {
-    // The count covers a generation batch, the loss an optimizer step.
-    const double steps_per_generation = golden.number("steps_per_generation", accumulation);
-    inputs.context.total_tokens =
-        std::max(read_tensor(golden.raw_input("num_items_in_batch")).values.at(0), 1.0) * accumulation /
-        steps_per_generation;
-  } else {
-    inputs.context.micro_batches = accumulation;
-    golden.raw_input("num_items_in_batch");
-    golden.ignore_param("steps_per_generation");
-  }
+  TrlMicroBatch batch;
+  batch.rows = static_cast<double>(a.rows.view().rows());
+  batch.accumulation = golden.number("gradient_accumulation_steps", 1);
+  batch.steps_per_generation = golden.number("steps_per_generation", batch.accumulation);
+  batch.tokens = read_tensor(golden.raw_input("num_items_in_batch")).values.at(0);
+  inputs.context = trl_loss_context(type, batch);
   const PolicyLossResult result = policy_loss(options, inputs);
   // SAPO's temperatures are float32 numbers in the package.
   const Tolerance tolerance =
@@ -444,7 +387,7 @@ void check_grpo_loss(GoldenCase& golden, const nlohmann::json& source) {
   golden.check("loss", result.loss, tolerance);
   golden.check("dloss_dper_token_logps", result.d_log_probs, tolerance);
   if (golden.has_output("dloss_dentropies")) golden.check("dloss_dentropies", result.d_entropies);
-  golden.check_metrics(trl_metrics(golden, options, a, result, inputs.context.micro_batches));
+  golden.check_metrics(trl_metrics(golden, options, a, result, type.global_tokens ? 1 : batch.accumulation));
 }
 
 void check_value_loss(GoldenCase& golden, const nlohmann::json& source) {
