@@ -129,6 +129,8 @@ void check_lr_schedule(GoldenCase& golden, const nlohmann::json& source);
 void check_optimizer(GoldenCase& golden, const nlohmann::json& source);
 void check_sampling(GoldenCase& golden, const nlohmann::json& source);
 void check_defaults(GoldenCase& golden, const nlohmann::json& source);
+void check_ppo_record(GoldenCase& golden, const nlohmann::json& source);
+void check_group_record(GoldenCase& golden, const nlohmann::json& source);
 
 /// The package of a source object; `package` or `second_package` must be known to the caller.
 std::string package_of(const nlohmann::json& source);
