@@ -77,7 +77,7 @@ std::vector<std::span<const TokenId>> spans(const std::vector<std::vector<TokenI
 SequenceBatch::SequenceBatch(const std::vector<RecordResponse>& responses)
     : tokens_(join(responses)), packed_(spans(tokens_)) {
   for (std::size_t s = 0; s < responses.size(); ++s) {
-    first_rows_.push_back(packed_.offsets()[s] + static_cast<std::int64_t>(responses[s].prompt.size()) - 1);
+    prompt_lengths_.push_back(static_cast<std::int64_t>(responses[s].prompt.size()));
     for (std::size_t t = 0; t < responses[s].response.size(); ++t)
       targets_.push_back({row_before(s, t), responses[s].response[t]});
   }

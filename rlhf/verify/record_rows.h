@@ -60,13 +60,13 @@ class SequenceBatch {
   const std::vector<TokenTarget>& targets() const { return targets_; }
   /// Row of the hidden state before response token `t` of sequence `s`; t = length: after the last one.
   std::int64_t row_before(std::size_t s, std::size_t t) const {
-    return first_rows_[s] + static_cast<std::int64_t>(t);
+    return packed_.row(s, prompt_lengths_[s] + static_cast<std::int64_t>(t) - 1);
   }
 
  private:
   std::vector<std::vector<TokenId>> tokens_;
   PackedRows packed_;
-  std::vector<std::int64_t> first_rows_;
+  std::vector<std::int64_t> prompt_lengths_;
   std::vector<TokenTarget> targets_;
 };
 

@@ -1,7 +1,8 @@
-// The exact optimum of KL-regularised reward: a tabular policy over 8 tokens and 3 positions, a random frozen reference
-// and a random reward table. max over pi of E[r] - beta KL(pi || ref) is beta log sum_y ref(y) exp(r(y) / beta)
-// (Gibbs variational principle), so every algorithm whose KL term is unbiased has a number to reach. All 512 sequences
-// are enumerated; training goes through compute_experience, policy_loss and value_loss as in the trainer.
+// The exact optimum of KL-regularised reward: a tabular policy over 8 tokens and 3 positions, a random frozen
+// reference and a random reward table. max over pi of E[r] - beta KL(pi || ref) is beta log sum_y ref(y)
+// exp(r(y) / beta) (Gibbs variational principle), so every algorithm whose KL term is unbiased has a number
+// to reach. All 512 sequences are enumerated; training goes through compute_experience, policy_loss and
+// value_loss as in the trainer.
 #include <array>
 #include <cmath>
 #include <numeric>
@@ -84,7 +85,7 @@ struct Problem {
 
 struct Training {
   PpoOptions options;
-  int iterations = 600, batch = 512;
+  int iterations = 300, batch = 512;
   double learning_rate = 0.05;
 };
 
@@ -131,17 +132,17 @@ double closed_gap(const Problem& problem, const Training& training) {
       const PolicyLossResult loss = policy_loss(options.policy, inputs);
       std::vector<double> d_values(n * kLength);
       if (needs_critic(options))
-        d_values = value_loss(options.value,
-                              {e.value_rows(), new_values, e.old_values, e.returns, inputs.context})
-                       .d_values;
+        d_values =
+            value_loss(options.value, {e.value_rows(), new_values, e.old_values, e.returns, inputs.context})
+                .d_values;
       for (std::size_t i = 0; i < n; ++i)
         for (int t = 0; t < kLength; ++t) {
           const std::size_t at = i * kLength + static_cast<std::size_t>(t);
           const int context = context_of(ys[i], t);
           double* row = policy.gradient.data() + context * kVocabulary;
           for (int k = 0; k < kVocabulary; ++k)
-            row[k] += loss.d_log_probs[at] * ((k == ys[i][static_cast<std::size_t>(t)]) -
-                                              std::exp(log_prob(policy, context, k)));
+            row[k] += loss.d_log_probs[at] *
+                      ((k == ys[i][static_cast<std::size_t>(t)]) - std::exp(log_prob(policy, context, k)));
           values.gradient[static_cast<std::size_t>(context)] += d_values[at];
         }
       policy.step(rate);
@@ -182,8 +183,9 @@ PpoOptions rloo(double beta) {
   options.advantage.group = {GroupBaseline::kLeaveOneOut, GroupScale::kNone};
   return options;
 }
-// Dr.GRPO's unscaled advantage with the KL in the loss. The gradient of k2 is that of KL(pi || ref) on policy; k1's is
-// 0 and k3's that of KL(ref || pi), whose optimum is another one.
+// Dr.GRPO's unscaled advantage with the KL in the loss. On policy, the gradient of k2 is that of a token's
+// own KL(pi || ref); what the token does to the KL of later ones is missing, so the optimum is only
+// approached. k1's own gradient is 0 and k3's that of KL(ref || pi).
 PpoOptions grpo_with_kl_loss(double beta) {
   PpoOptions options = rloo(beta);
   options.kl.placement = KlRewardPlacement::kNone;
@@ -198,10 +200,7 @@ PpoOptions grpo_with_kl_loss(double beta) {
 
 TEST_CASE("algorithms with a KL term reach the exact optimum") {
   const std::pair<const char*, PpoOptions (*)(double)> algorithms[] = {
-      {"PPO with a critic", ppo_with_critic},
-      {"REINFORCE++", reinforce_plus_plus},
-      {"RLOO", rloo},
-      {"Dr.GRPO with KL in the loss", grpo_with_kl_loss}};
+      {"PPO with a critic", ppo_with_critic}, {"REINFORCE++", reinforce_plus_plus}, {"RLOO", rloo}};
   for (const auto& [name, make] : algorithms)
     for (const double beta : {0.05, 0.2, 1.0}) {
       Training training;
@@ -211,12 +210,17 @@ TEST_CASE("algorithms with a KL term reach the exact optimum") {
     }
 }
 
-TEST_CASE("a KL whose gradient is another divergence's misses the optimum") {
-  // The same training with k3's own gradient: the test above can tell the difference.
-  Training training;
-  training.options = grpo_with_kl_loss(0.2);
-  training.options.policy.kl.estimator.gradient = KlGradient::kOwn;
-  CHECK(closed_gap(Problem(0.2), training) < 0.98);
+TEST_CASE("a KL in the loss comes near the optimum, and nearer with the gradient of the right divergence") {
+  for (const double beta : {0.05, 0.2, 1.0}) {
+    Training training;
+    training.options = grpo_with_kl_loss(beta);
+    const double right = closed_gap(Problem(beta), training);
+    training.options.policy.kl.estimator.gradient = KlGradient::kOwn;
+    const double wrong = closed_gap(Problem(beta), training);
+    INFO("beta " << beta << ", gap closed " << right << " with k2's gradient, " << wrong << " with k3's");
+    CHECK(right >= 0.95);
+    CHECK(right > wrong);
+  }
 }
 
 TEST_CASE("KL estimators are unbiased where they claim to be") {
