@@ -260,17 +260,19 @@ void DecoderRunner<T>::attention_block(const DecoderWeights<T>&, const LayerWeig
     if (layer.q_norm.weight) qk_norm_forward(layer.q_norm, row, N, t);
     if (layer.k_norm.weight) qk_norm_forward(layer.k_norm, row + N * H, G, t);
     if (rotate) compute_.table().rope(rope, t, t + 1);
-    const std::int64_t position = rows.positions[size(t)];
-    const std::int64_t offset = rows.tables[size(t)][position / kBlockTokens] * block_stride;
-    const std::int64_t slot = position % kBlockTokens;
+    const std::int64_t position = rows.positions[size(t)], slot = position % kBlockTokens;
     const T* key = row + N * H;
     const T* value = key + G * H;
-    for (std::int64_t g = 0; g < G; ++g) {
-      T* k_block = k + offset + g * H * kBlockTokens + slot;
-      T* v_block = v + offset + (g * kBlockTokens + slot) * H;
-      for (std::int64_t h = 0; h < H; ++h) k_block[h * kBlockTokens] = key[g * H + h];
-      for (std::int64_t h = 0; h < H; ++h) v_block[h] = value[g * H + h];
-    }
+    const auto write = [&](std::int32_t block) {
+      for (std::int64_t g = 0; g < G; ++g) {
+        T* k_block = k + block * block_stride + g * H * kBlockTokens + slot;
+        T* v_block = v + block * block_stride + (g * kBlockTokens + slot) * H;
+        for (std::int64_t h = 0; h < H; ++h) k_block[h * kBlockTokens] = key[g * H + h];
+        for (std::int64_t h = 0; h < H; ++h) v_block[h] = value[g * H + h];
+      }
+    };
+    write(rows.tables[size(t)][position / kBlockTokens]);
+    for (const std::int32_t block : rows.copies_of(t)) write(block);
     if (keep) std::copy_n(row, N * H, keep->q.data() + t * N * H);
   });
   T* out = keep ? keep->attention.data() : attention_out_.data();

@@ -122,17 +122,20 @@ void DecoderRunner<T>::attention_backward(const LayerWeights<T>& layer, const Pa
   const kernels::RopeArgs<T> rope{dqkv_.data(),          width, N + G, H, cos_.data(), sin_.data(),
                                   rows.positions.data(), true};
   compute_.for_rows(rows_count, 4 * width, [&](std::int64_t t) {
-    const std::int64_t position = rows.positions[size(t)];
-    const std::int64_t offset = rows.tables[size(t)][position / kBlockTokens] * block_stride;
-    const std::int64_t slot = position % kBlockTokens;
+    const std::int64_t position = rows.positions[size(t)], slot = position % kBlockTokens;
     T* key = dqkv_.data() + t * width + N * H;
     T* value = key + G * H;
-    for (std::int64_t g = 0; g < G; ++g) {
-      const T* k_block = dk_.data() + offset + g * H * kBlockTokens + slot;
-      const T* v_block = dv_.data() + offset + (g * kBlockTokens + slot) * H;
-      for (std::int64_t h = 0; h < H; ++h) key[g * H + h] = k_block[h * kBlockTokens];
-      for (std::int64_t h = 0; h < H; ++h) value[g * H + h] = v_block[h];
-    }
+    std::fill_n(key, 2 * G * H, T(0));
+    const auto add = [&](std::int32_t block) {
+      for (std::int64_t g = 0; g < G; ++g) {
+        const T* k_block = dk_.data() + block * block_stride + g * H * kBlockTokens + slot;
+        const T* v_block = dv_.data() + block * block_stride + (g * kBlockTokens + slot) * H;
+        for (std::int64_t h = 0; h < H; ++h) key[g * H + h] += k_block[h * kBlockTokens];
+        for (std::int64_t h = 0; h < H; ++h) value[g * H + h] += v_block[h];
+      }
+    };
+    add(rows.tables[size(t)][position / kBlockTokens]);
+    for (const std::int32_t block : rows.copies_of(t)) add(block);
     if (rotate) compute_.table().rope(rope, t, t + 1);
   });
   if (layer.q_norm.weight) qk_norm_backward(layer, rows_count, kept.qkv_raw.data(), dqkv_.data());

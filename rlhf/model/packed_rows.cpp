@@ -10,73 +10,71 @@
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kB = kernels::kBlockTokens;
+constexpr std::size_t kB = kernels::kBlockTokens;
 
-struct Block {
-  std::int32_t id = 0;
-  bool is_new = false;
-  std::span<const TokenId> tokens;
-};
-
-// Gives equal ids to equal full blocks behind equal blocks.
-class BlockIndex {
+// Gives equal rows to equal tokens behind equal rows. New rows are numbered in the order in which they come.
+class PrefixTree {
  public:
-  std::vector<Block> add(std::span<const TokenId> sequence) {
-    std::vector<Block> blocks;
-    std::int32_t parent = -1;
-    for (std::size_t begin = 0; begin < sequence.size(); begin += kB) {
-      const auto tokens = sequence.subspan(begin, std::min<std::size_t>(kB, sequence.size() - begin));
-      Block block{next_, true, tokens};
-      if (tokens.size() == kB) {
-        const auto [place, inserted] = full_.try_emplace({parent, {tokens.begin(), tokens.end()}}, next_);
-        block = {place->second, inserted, tokens};
-      }
-      next_ += block.is_new;
-      parent = block.id;
-      blocks.push_back(block);
+  std::vector<std::int64_t> add(std::span<const TokenId> sequence) {
+    std::vector<std::int64_t> rows;
+    rows.reserve(sequence.size());
+    std::int64_t parent = -1;
+    for (const TokenId token : sequence) {
+      const auto [place, inserted] = children_.try_emplace({parent, token}, num_rows_);
+      num_rows_ += inserted;
+      rows.push_back(parent = place->second);
     }
-    return blocks;
+    return rows;
   }
+  std::int64_t num_rows() const { return num_rows_; }
 
  private:
-  std::map<std::pair<std::int32_t, std::vector<TokenId>>, std::int32_t> full_;
-  std::int32_t next_ = 0;
+  std::map<std::pair<std::int64_t, TokenId>, std::int64_t> children_;
+  std::int64_t num_rows_ = 0;
 };
 
 }  // namespace
 
-PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) {
-  BlockIndex index;
-  std::vector<std::vector<Block>> blocks;
-  for (const auto& sequence : sequences) {
-    blocks.push_back(index.add(sequence));
-    lengths_.push_back(static_cast<std::int64_t>(sequence.size()));
-    tables_.push_back(blocks_.size());
-    for (const Block& block : blocks.back()) blocks_.push_back(block.id);
-  }
-  std::map<std::int32_t, std::size_t> tree_of_root;
+PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) : tables_(sequences.size()) {
+  PrefixTree tree;
+  std::vector<std::int32_t> block_of_row;                          // where a row's K and V are written first
+  std::vector<std::pair<std::int64_t, std::int32_t>> more_blocks;  // (row, block) where they are needed too
+  std::map<std::int32_t, std::size_t> tree_of_block;
   for (std::size_t s = 0; s < sequences.size(); ++s) {
-    if (blocks[s].empty()) continue;
-    const auto [tree, inserted] = tree_of_root.try_emplace(blocks[s].front().id, trees_.size());
-    if (inserted) trees_.emplace_back();
-    const std::int32_t* table = blocks_.data() + tables_[s];
-    for (std::size_t b = 0; b < blocks[s].size(); ++b) {
-      const Block& block = blocks[s][b];
-      if (!block.is_new) continue;
-      first_rows_.push_back(rows_.size());
-      for (std::size_t i = 0; i < block.tokens.size(); ++i) {
-        trees_[tree->second].push_back(rows_.size());
-        rows_.tokens.push_back(block.tokens[i]);
-        rows_.positions.push_back(static_cast<std::int32_t>(b * kB + i));
-        rows_.tables.push_back(table);
+    const auto first_new = static_cast<std::size_t>(tree.num_rows());
+    sequence_rows_.push_back(tree.add(sequences[s]));
+    const auto& rows = sequence_rows_.back();
+    const auto shared = static_cast<std::size_t>(
+        std::ranges::lower_bound(rows, static_cast<std::int64_t>(first_new)) - rows.begin());
+    if (shared == rows.size()) continue;  // the head of another sequence, or empty
+    // Whole blocks of the common head are shared. The block in which the sequence branches off is its own,
+    // with a copy of the head's tokens in it.
+    std::vector<std::int32_t>& table = tables_[s];
+    for (std::size_t begin = 0; begin < rows.size(); begin += kB) {
+      if (begin + kB <= shared) {
+        table.push_back(block_of_row[static_cast<std::size_t>(rows[begin + kB - 1])]);
+        continue;
       }
+      for (std::size_t p = begin; p < std::min(shared, begin + kB); ++p)
+        more_blocks.emplace_back(rows[p], num_blocks_);
+      table.push_back(num_blocks_++);
+    }
+    const auto [group, inserted] = tree_of_block.try_emplace(table.front(), trees_.size());
+    if (inserted) trees_.emplace_back();
+    for (std::size_t p = shared; p < rows.size(); ++p) {
+      trees_[group->second].push_back(rows[p]);
+      block_of_row.push_back(table[p / kB]);
+      rows_.tokens.push_back(sequences[s][p]);
+      rows_.positions.push_back(static_cast<std::int32_t>(p));
+      rows_.tables.push_back(table.data());
     }
   }
-}
-
-std::int64_t PackedRows::row(std::size_t sequence, std::int64_t position) const {
-  const std::int32_t block = blocks_[tables_[sequence] + static_cast<std::size_t>(position / kB)];
-  return first_rows_[static_cast<std::size_t>(block)] + position % kB;
+  std::ranges::stable_sort(more_blocks, {}, &std::pair<std::int64_t, std::int32_t>::first);
+  for (std::size_t t = 0, next = 0; t <= rows_.tokens.size(); ++t) {
+    rows_.copy_offsets.push_back(next);
+    for (; next < more_blocks.size() && more_blocks[next].first == static_cast<std::int64_t>(t); ++next)
+      rows_.copies.push_back(more_blocks[next].second);
+  }
 }
 
 std::vector<std::vector<std::size_t>> split_into_passes(
@@ -88,26 +86,19 @@ std::vector<std::vector<std::size_t>> split_into_passes(
     return std::ranges::lexicographical_compare(sequences[a * sequences_per_item],
                                                 sequences[b * sequences_per_item]);
   });
-  const auto add_rows = [&](BlockIndex& index, std::size_t item) {
-    std::int64_t rows = 0;
-    for (std::size_t s = 0; s < sequences_per_item; ++s)
-      for (const Block& block : index.add(sequences[item * sequences_per_item + s]))
-        if (block.is_new) rows += static_cast<std::int64_t>(block.tokens.size());
-    return rows;
+  const auto add = [&](PrefixTree& tree, std::size_t item) {
+    for (std::size_t s = 0; s < sequences_per_item; ++s) tree.add(sequences[item * sequences_per_item + s]);
+    return tree.num_rows();
   };
   std::vector<std::vector<std::size_t>> passes;
-  BlockIndex index;
-  std::int64_t used = 0;
+  PrefixTree tree;
   for (const std::size_t item : order) {
-    std::int64_t rows = add_rows(index, item);
-    if (passes.empty() || used + rows > max_rows) {
+    if (passes.empty() || add(tree, item) > max_rows) {
       passes.emplace_back();
-      index = {};
-      used = 0;
-      rows = add_rows(index, item);
+      tree = {};
+      add(tree, item);
     }
     passes.back().push_back(item);
-    used += rows;
   }
   return passes;
 }
