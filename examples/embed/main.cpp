@@ -1,77 +1,78 @@
-// What an embedding program brings: options of its own that are read as strictly as the library's, and a
-// reward of its own beside a built-in one. Scores the gold answer and every corrupted answer of a few finance
-// cases.
+// What an embedding program brings: a run described in code, a reward of its own beside the built-in one, and
+// an observer that sees every step. Trains a tiny model on the random walks, seconds on a CPU.
 #include <algorithm>
 #include <cstdio>
 #include <memory>
 #include <string>
 
-#include "reward/rules/finance_rules.h"
-#include "reward/scoring/composition.h"
-#include "rlhf/config/reader.h"
-#include "rlhf/core/error.h"
-#include "rlhf/data/finance_desk/desk.h"
+#include "rlhf/rlhf.h"
 
 namespace {
 
-/// Options of this program: the same declaration serves reading, checking and help.
-struct EmbedOptions {
-  std::string kind = "calculation";
-  std::size_t cases = 2;
-  double brevity_weight = 0.1;
+// As in a run file; arguments of the program are further key=value overrides.
+const char* const kRun = R"yaml(
+run: {name: embed, export_stages: false}
+model: {new: {vocabulary: letters, layers: 2, hidden_size: 64, heads: 4, kv_heads: 4, intermediate_size: 172, max_positions: 16, initial_std: 0.08}}
+data: {source: random_walks, sft_cases: 500}
+stages: [sft, ppo, eval]
+sft: {epochs: 10, examples_per_step: 100, optimizer: {learning_rate: 1.0e-3}}
+rollout: {max_new_tokens: 9, max_sequences: 80}
+ppo:
+  iterations: 15
+  algorithm:
+    prompts_per_step: 20
+    samples_per_prompt: 4
+    epochs: 2
+    kl: {placement: none}
+    advantage: {form: sequence, group: {baseline: leave_one_out, scale: none}, whitening: none}
+    critic_update: none
+    value_positions: tokens
+    optimizer: {learning_rate: 1.0e-3}
+eval: {base: false}
+)yaml";
 
-  template <class V>
-  void visit_fields(V& v) {
-    v.field("kind", kind, "Task kind of the finance desk");
-    v.field("cases", cases, "Cases to score", rlhf::config::at_least(1));
-    v.field("brevity_weight", brevity_weight, "Factor of the brevity reward", rlhf::config::at_least(0));
-  }
-};
-
-/// A reward of our own: 1 for an empty response, falling to 0 at 100 bytes.
+/// A reward of our own: short walks, 0 at 10 letters and 1 at none.
 class Brevity : public rlhf::RewardTerm {
  public:
   std::string_view name() const override { return "brevity"; }
   double score(const rlhf::ScoredSample& scored) const override {
-    return 1.0 - static_cast<double>(std::min<std::size_t>(scored.text.size(), 100)) / 100.0;
+    return 1.0 - static_cast<double>(std::min<std::size_t>(scored.text.size(), 10)) / 10.0;
   }
 };
 
-void show(const rlhf::RewardComposition& rewards, const rlhf::Prompt& prompt, const char* label,
-          const std::string& text) {
-  const rlhf::Sample sample;
-  const rlhf::Score score = rewards.score({prompt, sample, text});
-  std::printf("  %6.3f  %-14s %s\n", score.total, label, text.c_str());
-}
-
-void run(const EmbedOptions& options) {
-  rlhf::RewardComposition rewards;
-  rewards.add(std::make_unique<rlhf::finance::FinanceReward>(), {});
-  rewards.add(std::make_unique<Brevity>(), {options.brevity_weight});
-
-  const auto kind = rlhf::finance::kind_from_string(options.kind);
-  for (const auto& item : rlhf::finance::make_cases(kind, rlhf::finance::Split::kTrain, options.cases, 1)) {
-    rlhf::Prompt prompt;
-    prompt.id = item.id;
-    prompt.task = options.kind;
-    prompt.text = item.question;
-    prompt.reference = item.reference;
-    std::printf("%s\n", item.question.c_str());
-    show(rewards, prompt, "gold", item.answer);
-    for (const auto& wrong : rlhf::finance::corruptions(item, 1))
-      show(rewards, prompt, wrong.type.c_str(), wrong.text);
+/// Prints what we care about of every PPO iteration.
+class Watch : public rlhf::RunObserver {
+ public:
+  void stage_begin(const std::string& stage, std::int64_t steps) override {
+    std::printf("%s: %lld steps\n", stage.c_str(), static_cast<long long>(steps));
   }
+  void step(const std::string& stage, std::int64_t step, std::int64_t steps,
+            const rlhf::Metrics& metrics) override {
+    if (stage != "ppo" || (step % 5 != 0 && step != steps)) return;
+    std::printf("  iteration %2lld  reward %.3f  brevity %.3f\n", static_cast<long long>(step),
+                rlhf::metric(metrics, "reward/total", 0), rlhf::metric(metrics, "reward/brevity", 0));
+  }
+};
+
+int run(int argc, char** argv) {
+  rlhf::config::LoadOptions load;
+  load.overrides.assign(argv + 1, argv + argc);
+  const auto options = rlhf::config::parse<rlhf::RunOptions>(kRun, "embed", load);
+  Watch watch;
+  rlhf::Pipeline pipeline(options, {}, watch);
+  pipeline.add_reward(std::make_unique<Brevity>(), {.weight = 0.1});
+  const rlhf::RunReport report = pipeline.run();
+  for (const rlhf::TaskReport& task : report.tasks)
+    for (const rlhf::StageScore& stage : task.stages)
+      std::printf("%s after %s: %.3f\n", task.task.c_str(), stage.stage.c_str(), stage.score);
+  return pipeline.final_is_worse() ? 1 : 0;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    // Every argument is a key=value override of an empty configuration.
-    rlhf::config::LoadOptions load;
-    load.overrides.assign(argv + 1, argv + argc);
-    run(rlhf::config::parse<EmbedOptions>("", "embed", load));
-    return 0;
+    return run(argc, argv);
   } catch (const rlhf::ConfigError& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 2;
