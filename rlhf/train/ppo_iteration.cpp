@@ -447,6 +447,14 @@ Metrics PpoIteration::metrics() const {
     out.emplace_back("reward/" + term.name, term.mean);
     out.emplace_back("reward/" + term.name + "_stddev", term.stddev);
   }
+  std::map<std::string, std::pair<double, double>> tasks;  // sum of rule scores, count
+  for (const PpoResponse& response : responses_) {
+    auto& [sum, count] = tasks[response.prompt->task];
+    sum += response.rule_score.total;
+    ++count;
+  }
+  if (tasks.size() > 1)
+    for (const auto& [task, sums] : tasks) out.emplace_back("reward/task/" + task, sums.first / sums.second);
   out.emplace_back("rollout/mean_length", length);
   out.emplace_back("rollout/eos_rate", ended);
   if (algorithm_.dynamic_sampling.enabled) out.emplace_back("rollout/resampled_groups", resampled_groups_);
