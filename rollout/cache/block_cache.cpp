@@ -24,11 +24,12 @@ std::optional<std::int32_t> BlockCache::try_allocate() {
 
 void BlockCache::add_reference(std::int32_t block) {
   Block& entry = blocks_[static_cast<std::size_t>(block)];
-  if (entry.references++ == 0) {
+  if (entry.references == 0) {
     RLHF_CHECK(entry.lru.has_value(), "BlockCache: reference to free block ", block);
     evictable_.erase(*entry.lru);
     entry.lru.reset();
   }
+  ++entry.references;
 }
 
 void BlockCache::release(std::span<const std::int32_t> blocks) {

@@ -96,6 +96,17 @@ void RolloutEngine::submit(GenerationRequest request) {
   for (TokenId token : request.stop.tokens)
     RLHF_CHECK(token >= 0 && token < config_.vocab_size, where(), ": stop token ", token,
                " is outside the vocabulary of ", config_.vocab_size);
+  RLHF_CHECK(request.stop.forced_last < config_.vocab_size, where(), ": stop token ",
+             request.stop.forced_last, " is outside the vocabulary of ", config_.vocab_size);
+  const SamplingOptions& sampling = request.sampling;
+  RLHF_CHECK(sampling.temperature >= 0, where(), ": temperature is ", sampling.temperature,
+             ", expected at least 0");
+  RLHF_CHECK(sampling.top_p >= 0 && sampling.top_p <= 1, where(), ": top_p is ", sampling.top_p,
+             ", expected 0 to 1");
+  RLHF_CHECK(!sampling.min_p || (*sampling.min_p >= 0 && *sampling.min_p <= 1), where(), ": min_p is ",
+             sampling.min_p.value_or(0), ", expected 0 to 1");
+  RLHF_CHECK(sampling.repetition_penalty > 0, where(), ": repetition_penalty is ",
+             sampling.repetition_penalty, ", expected above 0");
   RLHF_CHECK((request.stop.strings.empty() && request.tool.trigger.empty()) || token_bytes_, where(),
              ": stop strings and tools need a tokenizer");
   request.stop.max_new_tokens = std::min(request.stop.max_new_tokens, config_.max_positions - length);
@@ -254,12 +265,11 @@ void RolloutEngine::sample_rows(const DecoderWeights<float>& weights, WeightVers
       const Sequence& sequence = *sampled_rows_[size(begin + i)].sequence;
       const GenerationRequest& request = sequence.group->request;
       float* row = logits_.data() + i * V;
-      if (config_.final_softcap > 0)
-        for (std::int64_t v = 0; v < V; ++v)
-          row[v] = static_cast<float>(config_.final_softcap) *
-                   std::tanh(row[v] / static_cast<float>(config_.final_softcap));
+      const auto& kernels = runner_.compute().table();
+      if (config_.final_softcap > 0) kernels.logits_row(row, V, 1, config_.final_softcap, 0);
       const auto position = static_cast<std::int64_t>(sequence.sample.tokens.size());
-      if (position < request.stop.min_new_tokens)
+      const bool masked = position < request.stop.min_new_tokens && !request.stop.tokens.empty();
+      if (masked)
         for (TokenId token : request.stop.tokens) row[token] = -INFINITY;
       const double u = uniform_at(request.seed, request.prompt_id, sequence.sample.sample_index,
                                   static_cast<std::uint32_t>(position));
@@ -268,10 +278,21 @@ void RolloutEngine::sample_rows(const DecoderWeights<float>& weights, WeightVers
       history.context = sequence.history;
       history.generated = sequence.sample.tokens;
       Draw& draw = drawn[size(i)];
-      draw = sampler.draw(request.sampling, history, {row, size(V)}, u);
+      try {
+        draw = sampler.draw(request.sampling, history, {row, size(V)}, u);
+      } catch (const InvalidArgument&) {
+        // A row that cannot be drawn from; reported with its prompt below.
+        draw.log_prob = draw.raw_log_prob = std::nanf("");
+      }
       // A greedy choice has probability 1 under its own distribution; the model's log-prob is what callers
       // can use.
       if (is_greedy(request.sampling)) draw.log_prob = draw.raw_log_prob;
+      // Where nothing changes the model's distribution, the trainer's kernel gives the log-prob: then sampler
+      // and trainer agree bit for bit, and ratios of the first minibatch are exactly 1.
+      else if (keeps_all(request.sampling) && !needs_history(request.sampling) && !masked &&
+               std::isfinite(draw.log_prob))
+        draw.log_prob = static_cast<float>(
+            kernels.logits_row(row, V, 1 / request.sampling.temperature, 0, draw.token).logprob);
     });
     for (std::int64_t i = 0; i < n; ++i) {
       Sequence& sequence = *sampled_rows_[size(begin + i)].sequence;
@@ -321,6 +342,9 @@ void RolloutEngine::accept(Sequence& sequence, TokenId token, float logprob, Wei
         ++sequence.tool_calls;
         for (TokenId forced : request.tool.respond(sequence.text)) {
           if (is_full()) break;
+          RLHF_CHECK(forced >= 0 && forced < config_.vocab_size, "rollout: the tool's answer to prompt ",
+                     sample.prompt_id, ": token id ", forced, " is outside the vocabulary of ",
+                     config_.vocab_size);
           append(forced, 0.0f, 0);
           sequence.text += token_bytes_(forced);
         }
