@@ -351,6 +351,14 @@ std::size_t Parameters<T>::shared_bytes() const {
   return elements * sizeof(T);
 }
 
+namespace {
+std::string shape_text(const std::vector<std::int64_t>& shape) {
+  std::string text = "[";
+  for (std::int64_t size : shape) text += concat(text.size() > 1 ? ", " : "", size);
+  return text + "]";
+}
+}  // namespace
+
 template <class T>
 void Parameters<T>::load(const WeightFile& file) {
   std::vector<T> transposed;
@@ -358,6 +366,10 @@ void Parameters<T>::load(const WeightFile& file) {
     const TensorSpec& spec = entry.spec;
     if (spec.name.find(".lora_") != std::string::npos) continue;
     const auto size = static_cast<std::size_t>(spec.num_elements());
+    const TensorInfo* info = file.find(spec.name);
+    if (info && info->shape != spec.shape)
+      fail<IoError>(file.path().string(), ": tensor ", spec.name, " has the shape ", shape_text(info->shape),
+                    ", the configuration needs ", shape_text(spec.shape));
     if (!spec.transposed) {
       file.read(spec.name, std::span<T>(entry.value, size));
       continue;

@@ -214,6 +214,10 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
       prompt.task = record.task.empty() ? "default" : record.task;
       prompt.reference = record.reference;
       check_length(prompt.tokens.size() + 1, file, record.line);
+      for (TokenId token : prompt.tokens)
+        if (token >= model.config().vocab_size)
+          fail<InvalidArgument>(file, ":", record.line, ": token id ", token,
+                                " is outside the model's vocabulary of ", model.config().vocab_size);
       out.push_back(std::move(prompt));
     }
   };

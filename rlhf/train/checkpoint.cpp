@@ -14,7 +14,7 @@ StageCheckpoint::StageCheckpoint(const StageContext& context, std::string stage,
     : context_(context), stage_(std::move(stage)), folder_(context.checkpoints), models_(std::move(models)) {}
 
 std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
-  if (folder_.empty() || !std::filesystem::exists(manifest())) return 0;
+  if (folder_.empty() || !context_.resume || !std::filesystem::exists(manifest())) return 0;
   nlohmann::json state;
   try {
     state = nlohmann::json::parse(read_text_file(manifest()));

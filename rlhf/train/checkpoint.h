@@ -27,7 +27,8 @@ class StageCheckpoint {
  public:
   StageCheckpoint(const StageContext& context, std::string stage, std::vector<LearningModel> models);
 
-  /// Restores the latest state. @return steps done, 0 when there is no checkpoint.
+  /// Restores the latest state. @return steps done, 0 when there is no checkpoint or the stage does not
+  /// resume.
   /// @throws IoError when it was written under another configuration or does not fit the models.
   std::int64_t restore(std::map<std::string, double>& numbers);
   /// Writes a checkpoint when one is due or a stop is requested.

@@ -165,14 +165,15 @@ void save_evaluation(const std::filesystem::path& path, const Evaluation& evalua
 Evaluation load_evaluation(const std::filesystem::path& path, const std::string& name, const TaskData& data) {
   Evaluation evaluation;
   evaluation.name = name;
-  std::map<PromptId, const Prompt*> prompts;
-  for (const Prompt& prompt : data.eval_prompts) prompts[prompt.id] = &prompt;
   std::istringstream lines(read_text_file(path));
   for (std::string line; std::getline(lines, line);) {
     try {
       const auto json = nlohmann::json::parse(line);
       JudgedResponse response;
-      response.prompt = prompts.at(json.at("prompt_id"));
+      // Responses are in the order of the prompts, whose ids need not be unique.
+      response.prompt = &data.eval_prompts.at(evaluation.responses.size());
+      const PromptId id = json.at("prompt_id");
+      if (id != response.prompt->id) fail<IoError>("prompt_id is ", id, ", expected ", response.prompt->id);
       response.text = json.at("response");
       response.score = json.at("score");
       response.ended = json.at("ended");
@@ -185,6 +186,9 @@ Evaluation load_evaluation(const std::filesystem::path& path, const std::string&
                     ": not a judged response of this run: ", error.what());
     }
   }
+  if (evaluation.responses.size() != data.eval_prompts.size())
+    fail<IoError>(path.string(), ": holds ", evaluation.responses.size(), " responses, the run has ",
+                  data.eval_prompts.size(), " held-out prompts");
   summarise_tasks(evaluation);
   return evaluation;
 }

@@ -43,6 +43,7 @@ StageContext Pipeline::context() {
   context.stop = settings_.stop;
   context.seed = options_.run.seed;
   if (!settings_.directory.empty()) context.checkpoints = settings_.directory / "checkpoints";
+  context.resume = settings_.start == PipelineSettings::Start::kResume;
   context.checkpoint_every = options_.run.checkpoint_every;
   context.fingerprint = settings_.fingerprint;
   return context;
@@ -108,7 +109,26 @@ void Pipeline::plan_memory() {
                                               " MiB of copies"));
 }
 
+// Two runs must not mix: what an earlier one left is continued, deleted or in the way.
+void Pipeline::clear_directory() const {
+  using Start = PipelineSettings::Start;
+  if (settings_.directory.empty() || settings_.start == Start::kResume) return;
+  const auto checkpoints = settings_.directory / "checkpoints";
+  std::error_code code;
+  if (settings_.start == Start::kFresh) {
+    if (std::filesystem::exists(checkpoints, code) && !std::filesystem::is_empty(checkpoints, code))
+      fail<Error>(checkpoints.string(),
+                  " holds checkpoints of another run; resume it, overwrite it or choose another directory");
+    return;
+  }
+  for (const char* folder : {"checkpoints", "samples"}) {
+    std::filesystem::remove_all(settings_.directory / folder, code);
+    if (code) fail<IoError>((settings_.directory / folder).string(), ": cannot be removed: ", code.message());
+  }
+}
+
 RunReport Pipeline::run() {
+  clear_directory();
   const bool judged = options_.has_stage(Stage::kEval);
   if (judged && options_.eval.base) judge("base");
   for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo})

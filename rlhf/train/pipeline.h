@@ -17,6 +17,7 @@ namespace rlhf {
 /// What lies around a run's options.
 struct PipelineSettings {
   enum class Start { kFresh, kResume, kOverwrite };
+  /// kFresh: refused when the directory holds checkpoints; kOverwrite: run() deletes checkpoints and samples.
   Start start = Start::kFresh;
   std::filesystem::path directory;          ///< checkpoints and judged responses; empty = nothing is written
   const std::atomic<bool>* stop = nullptr;  ///< ends the run after the current step
@@ -38,12 +39,13 @@ class Pipeline {
   const TaskData& data() const { return data_; }
 
   /// Runs all stages. Finished ones are skipped when resuming. @throws StageStopped after writing a
-  /// checkpoint.
+  /// checkpoint; Error when the directory holds checkpoints of another run.
   RunReport run();
   /// Whether the final model's mean held-out score is below the SFT model's. After run().
   bool final_is_worse() const { return final_is_worse_; }
 
  private:
+  void clear_directory() const;
   void run_stage(Stage stage);
   void train_policy_stage(Stage stage);
   void train_reward_model();

@@ -4,9 +4,23 @@
 #include <nlohmann/json.hpp>
 
 #include "rlhf/core/clock.h"
+#include "rlhf/core/error.h"
 #include "rlhf/schedule/policy.h"
 
 namespace rlhf {
+namespace {
+
+// What fn returns; an error of it is thrown on with the number of the iteration before its message.
+template <class Fn>
+auto in_iteration(std::int64_t number, const Fn& fn) {
+  try {
+    return fn();
+  } catch (const Error& error) {
+    fail<Error>("ppo: iteration ", number, ": ", error.what());
+  }
+}
+
+}  // namespace
 
 PpoTrainer::PpoTrainer(LanguageModel& policy, const FrozenModels& frozen, const PpoSetting& setting)
     : setting_(setting),
@@ -25,7 +39,8 @@ void PpoTrainer::run() {
   setting_.context.observer->stage_begin("ppo", setting_.options.iterations);
   for (; done < setting_.options.iterations; ++done) {
     PpoIteration iteration(setting_, models_, kl_, done);
-    const auto times = schedule::run_iteration(schedule, iteration, done, steady_clock(), {});
+    const auto times = in_iteration(
+        done + 1, [&] { return schedule::run_iteration(schedule, iteration, done, steady_clock(), {}); });
     report(iteration, times, done + 1);
     numbers["kl_coefficient"] = kl_.coefficient();
     checkpoint.after_step(done + 1, setting_.options.iterations, numbers);

@@ -2,7 +2,10 @@
 
 #include <chrono>
 #include <functional>
+#include <nlohmann/json.hpp>
+#include <sstream>
 
+#include "rlhf/config/description.h"
 #include "rlhf/config/writer.h"
 #include "rlhf/core/atomic_file.h"
 #include "rlhf/core/error.h"
@@ -31,26 +34,43 @@ std::string hash_text(const std::string& text) {
 
 // What must stay equal for a checkpoint to continue the same run: everything but where it runs and how it is
 // watched.
-std::string fingerprint_of(RunOptions options) {
+RunOptions what_counts(RunOptions options) {
   options.run.dir.clear();
   options.run.checkpoint_every = 0;
   options.threads = 0;
   options.device = Device::kAuto;
   options.memory = {};
-  return hash_text(config::to_yaml_document(config::Schema::of(options)));
+  return options;
+}
+
+std::string fingerprint_of(const RunOptions& options) {
+  RunOptions counted = what_counts(options);
+  return hash_text(config::to_yaml_document(config::Schema::of(counted)));
+}
+
+void require_same_run(const std::filesystem::path& folder, const RunOptions& options) {
+  const auto before = config::load<RunOptions>(folder / "config.resolved.yaml");
+  if (fingerprint_of(before) == fingerprint_of(options)) return;
+  std::string list;
+  for (const auto& difference : config::diff(what_counts(before), what_counts(options)))
+    list += concat("\n  ", difference.path, ": ", difference.left, ", now ", difference.right);
+  fail<Error>(folder.string(), " was started with another configuration:", list,
+              "\nresume it with its config.resolved.yaml, or choose another run.dir");
 }
 
 }  // namespace
 
 RunDirectory::RunDirectory(const RunOptions& options, PipelineSettings::Start start,
                            Progress::Options progress, Progress::Sink print)
-    : path_(options.directory()),
+    : options_(options),
+      start_(start),
+      path_(options.directory()),
       fingerprint_(fingerprint_of(options)),
-      resumed_(start == PipelineSettings::Start::kResume),
       progress_(progress, steady_seconds, std::move(print)) {
   using Start = PipelineSettings::Start;
-  const bool finished = std::filesystem::exists(path_ / "summary.json");
-  const bool exists = std::filesystem::exists(path_ / "config.resolved.yaml");
+  std::error_code code;
+  const bool finished = std::filesystem::exists(path_ / "summary.json", code);
+  const bool exists = std::filesystem::exists(path_ / "config.resolved.yaml", code);
   if (start == Start::kFresh && finished)
     fail<Error>(path_.string(),
                 " holds a finished run; pass --overwrite to replace it, or set run.dir to another folder");
@@ -58,21 +78,34 @@ RunDirectory::RunDirectory(const RunOptions& options, PipelineSettings::Start st
     fail<Error>(path_.string(),
                 " holds an unfinished run; pass --resume to continue it or --overwrite to replace it");
   if (start == Start::kResume && !exists) fail<Error>(path_.string(), " holds no run to resume");
+  if (start == Start::kResume) require_same_run(path_, options);
+  std::filesystem::create_directories(path_, code);
+  if (code) fail<IoError>(path_.string(), ": cannot be created: ", code.message());
+}
+
+// Replaces what an overwritten run left, writes the resolved configuration and opens the files of the run.
+void RunDirectory::open() {
+  if (opened_) return;
   std::error_code code;
-  if (start == Start::kOverwrite && exists)
+  if (start_ == PipelineSettings::Start::kOverwrite)
     for (const char* entry :
-         {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "summary.json", "report.md"})
+         {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "summary.json", "report.md"}) {
       std::filesystem::remove_all(path_ / entry, code);
+      if (code) fail<IoError>((path_ / entry).string(), ": cannot be removed: ", code.message());
+    }
   std::filesystem::create_directories(path_ / "samples", code);
   if (code) fail<IoError>(path_.string(), ": cannot be created: ", code.message());
-  config::save_resolved(path_ / "config.resolved.yaml", options);
+  config::save_resolved(path_ / "config.resolved.yaml", options_);
   tensorboard_ = std::make_unique<TensorBoardWriter>(path_ / "tensorboard", wall_seconds);
-  if (!resumed_) metrics_.emplace(MetricsWriter::create(path_ / "metrics.jsonl"));
+  if (start_ != PipelineSettings::Start::kResume)
+    metrics_.emplace(MetricsWriter::create(path_ / "metrics.jsonl"));
+  opened_ = true;
 }
 
 RunDirectory::~RunDirectory() = default;
 
 void RunDirectory::finish(const RunReport& report) {
+  open();
   write_run_report(path_, report);
 }
 
@@ -81,6 +114,7 @@ void RunDirectory::message(LogLevel level, const std::string& text) {
 }
 
 void RunDirectory::stage_begin(const std::string& stage, std::int64_t steps) {
+  open();
   stage_ = stage;
   stage_started_ = false;
   progress_.begin_stage(stage, steps, 0);
@@ -88,9 +122,11 @@ void RunDirectory::stage_begin(const std::string& stage, std::int64_t steps) {
 
 void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_t steps,
                         const Metrics& metrics) {
+  open();
   if (!stage_started_) {
     // After a restart, lines of steps that are done again are dropped.
-    if (resumed_) metrics_.emplace(MetricsWriter::resume(path_ / "metrics.jsonl", stage, step - 1));
+    if (start_ == PipelineSettings::Start::kResume)
+      metrics_.emplace(MetricsWriter::resume(path_ / "metrics.jsonl", stage, step - 1));
     if (step > 1) progress_.begin_stage(stage, steps, step - 1);
     stage_started_ = true;
   }
@@ -111,15 +147,30 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   if (step == steps) progress_.end_stage();
 }
 
+// Samples of iterations before that of the next one: later ones belong to work that is done again.
+std::string RunDirectory::kept_samples(const std::filesystem::path& file, const std::string& next) const {
+  std::string kept;
+  if (start_ != PipelineSettings::Start::kResume || !std::filesystem::exists(file)) return kept;
+  const auto iteration = [](const std::string& line) {
+    const auto json = nlohmann::json::parse(line, nullptr, false);
+    return json.is_object() ? json.value("iteration", INT64_MAX) : INT64_MAX;
+  };
+  std::istringstream lines(read_text_file(file));
+  for (std::string line; std::getline(lines, line);)
+    if (iteration(line) < iteration(next)) kept += line + "\n";
+  return kept;
+}
+
 void RunDirectory::sample(const std::string& stage, const std::string& json) {
+  open();
+  const std::filesystem::path file = path_ / "samples" / (stage + ".jsonl");
   auto found = samples_.find(stage);
-  if (found == samples_.end())
-    found = samples_
-                .emplace(stage, std::ofstream(path_ / "samples" / (stage + ".jsonl"),
-                                              resumed_ ? std::ios::app : std::ios::trunc))
-                .first;
+  if (found == samples_.end()) {
+    write_file_atomically(file, kept_samples(file, json));
+    found = samples_.emplace(stage, std::ofstream(file, std::ios::app)).first;
+  }
   found->second << json << "\n" << std::flush;
-  if (!found->second) fail<IoError>((path_ / "samples" / (stage + ".jsonl")).string(), ": cannot write");
+  if (!found->second) fail<IoError>(file.string(), ": cannot write (disk full?)");
 }
 
 }  // namespace rlhf

@@ -20,9 +20,10 @@ namespace rlhf {
 /// summary.json, report.md. Watches a pipeline, writes its metrics and shows progress.
 class RunDirectory : public RunObserver {
  public:
-  /// Creates the folder and writes the resolved configuration.
-  /// @throws Error when it holds a finished or unfinished run and `start` is kFresh, IoError when it cannot
-  /// be written.
+  /// Creates the folder. Nothing that is there already is changed before the first stage begins (or a step or
+  /// the end is reported): a run that cannot load its model or data leaves an earlier run as it was.
+  /// @throws Error when it holds a finished or unfinished run and `start` is kFresh, or a run of another
+  /// configuration (which names the keys) and `start` is kResume; IoError when it cannot be made.
   RunDirectory(const RunOptions& options, PipelineSettings::Start start, Progress::Options progress,
                Progress::Sink print);
   ~RunDirectory() override;
@@ -39,9 +40,14 @@ class RunDirectory : public RunObserver {
   void sample(const std::string& stage, const std::string& json) override;
 
  private:
+  void open();
+  std::string kept_samples(const std::filesystem::path& file, const std::string& next) const;
+
+  RunOptions options_;
+  PipelineSettings::Start start_;
   std::filesystem::path path_;
   std::string fingerprint_;
-  bool resumed_ = false;
+  bool opened_ = false;
   std::optional<MetricsWriter> metrics_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::map<std::string, std::ofstream> samples_;

@@ -57,6 +57,7 @@ void RunOptions::validate(config::Problems& problems) const {
       problems.add(std::string("data.") + key,
                    std::string("the stage '") + to_string(stage) + "' needs this file");
   };
+  needs_file(Stage::kPretrain, data.sft_file, "sft_file");
   needs_file(Stage::kSft, data.sft_file, "sft_file");
   needs_file(Stage::kReward, data.pairs_file, "pairs_file");
   needs_file(Stage::kPpo, data.prompts_file, "prompts_file");
@@ -65,6 +66,8 @@ void RunOptions::validate(config::Problems& problems) const {
       ppo.reward_model_weight == 0)
     problems.add("rewards",
                  "ppo on files needs a rule reward, or ppo.reward_model_weight and the stage 'reward'");
+  if (data.source == DataSource::kRandomWalks && has_stage(Stage::kReward))
+    problems.add("stages", "data.source: random_walks has no preference pairs for the stage 'reward'");
   if (data.source == DataSource::kRandomWalks &&
       (!model.new_model || model.new_model->vocabulary != NewModelOptions::Vocabulary::kLetters))
     problems.add("model.new.vocabulary",

@@ -39,6 +39,7 @@ struct StageContext {
   const std::atomic<bool>* stop = nullptr;  ///< set by Ctrl-C: the stage ends after the current step
   std::uint64_t seed = 0;
   std::filesystem::path checkpoints;  ///< folder for the state of unfinished stages; empty = none
+  bool resume = false;                ///< go on from the state found there; otherwise it is not looked at
   std::int64_t checkpoint_every = 0;  ///< steps between checkpoints; 0 = only when stopped
   std::string fingerprint;            ///< of the configuration; a checkpoint of another one is refused
 
