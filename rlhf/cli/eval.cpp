@@ -22,6 +22,9 @@ void evaluate_model(const Arguments& arguments) {
   load.preset_folders = preset_folders();
   RunOptions options = config::load<RunOptions>(arguments.run, load);
   options.stages = {"eval"};
+  if (arguments.model.empty() && options.model.path.empty())
+    fail<Error>(arguments.run,
+                " makes a new model, which knows nothing yet: name a trained one with --model");
   TrainableOptions frozen;
   frozen.mode = TrainableMode::kNone;
   const LanguageModel model =

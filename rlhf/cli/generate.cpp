@@ -32,6 +32,13 @@ void generate(const Arguments& arguments) {
     const std::string where = concat(arguments.input, ":", number);
     request.prompt = tokens_of_line(model, line, where, Turn::kOpen);
     if (request.prompt.empty()) fail<IoError>(where, ": the prompt is empty");
+    if (static_cast<std::int64_t>(request.prompt.size()) >= model.config().max_positions)
+      fail<IoError>(where, ": the prompt has ", request.prompt.size(),
+                    " tokens, which leaves no room in the model's context of ", model.config().max_positions);
+    for (TokenId token : request.prompt)
+      if (token < 0 || token >= model.config().vocab_size)
+        fail<IoError>(where, ": token id ", token, " is outside the vocabulary of ",
+                      model.config().vocab_size);
     request.prompt_id = requests.size();
     request.num_samples = arguments.n;
     request.seed = arguments.seed;

@@ -34,19 +34,32 @@ void for_each_json_line(const std::string& path,
   if (used == 0) fail<IoError>(path, ": holds no lines");
 }
 
-std::vector<TokenId> tokens_of_line(const LanguageModel& model, const nlohmann::json& line,
-                                    const std::string& where, Turn turn) {
+std::string text_of_line(const LanguageModel& model, const nlohmann::json& line, const std::string& where,
+                         Turn turn) {
   try {
-    if (line.contains("input_ids")) return line["input_ids"].get<std::vector<TokenId>>();
     for (const char* key : {"prompt", "text"})
-      if (line.contains(key)) return model.tokenizer().encode(line[key].get<std::string>());
+      if (line.contains(key)) return line[key].get<std::string>();
     if (line.contains("messages"))
-      return model.tokenizer().encode(
-          model.render_chat(chat_from_json(line["messages"]), turn == Turn::kOpen));
+      return model.render_chat(chat_from_json(line["messages"]), turn == Turn::kOpen);
   } catch (const std::exception& error) {
     fail<IoError>(where, ": ", error.what());
   }
   fail<IoError>(where, ": expected one of the keys input_ids, prompt, text, messages");
+}
+
+std::vector<TokenId> tokens_of_line(const LanguageModel& model, const nlohmann::json& line,
+                                    const std::string& where, Turn turn) {
+  try {
+    if (line.contains("input_ids")) return line["input_ids"].get<std::vector<TokenId>>();
+  } catch (const std::exception& error) {
+    fail<IoError>(where, ": ", error.what());
+  }
+  const std::string text = text_of_line(model, line, where, turn);
+  try {
+    return model.tokenizer().encode(text);
+  } catch (const std::exception& error) {
+    fail<IoError>(where, ": ", error.what());
+  }
 }
 
 void LineWriter::write(const nlohmann::json& line) {

@@ -21,6 +21,10 @@ enum class Turn { kOpen, kClosed };
 std::vector<TokenId> tokens_of_line(const LanguageModel& model, const nlohmann::json& line,
                                     const std::string& where, Turn turn);
 
+/// The text that is encoded for a line without `input_ids`: as it stands, or as the chat template renders it.
+std::string text_of_line(const LanguageModel& model, const nlohmann::json& line, const std::string& where,
+                         Turn turn);
+
 /// Where results go: a file, written atomically line by line at the end, or standard output for "-".
 class LineWriter {
  public:

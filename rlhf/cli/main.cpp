@@ -60,6 +60,11 @@ int main(int argc, char** argv) {
     rlhf::cli::add_verify(app);
     app.parse(argc, argv);
     return 0;
+  } catch (const CLI::RequiredError& error) {
+    // CLI11 asks for a subcommand and does not say which word it could not use.
+    if (argc < 2 || !app.get_subcommands().empty() || argv[1][0] == '-') return app.exit(error) == 0 ? 0 : 2;
+    std::cerr << "rlhf: there is no verb '" << argv[1] << "'; rlhf --help lists them\n";
+    return 2;
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? 0 : 2;
   } catch (const rlhf::cli::ExitCode& exit) {

@@ -1,6 +1,9 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cctype>
+#include <cstring>
 #include <iostream>
 
 #include "rlhf/cli/verbs.h"
@@ -23,6 +26,17 @@ Progress::Options progress_options() {
   winsize size{};
   if (ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 20) options.width = size.ws_col - 1u;
   return options;
+}
+
+// A word as the shell reads it back.
+std::string quoted(const std::string& word) {
+  const auto is_plain = [](char c) {
+    return std::isalnum(static_cast<unsigned char>(c)) || std::strchr("_./=,:+-", c);
+  };
+  if (!word.empty() && std::all_of(word.begin(), word.end(), is_plain)) return word;
+  std::string out = "'";
+  for (char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
 }
 
 void train(const Arguments& arguments) {
@@ -48,7 +62,9 @@ void train(const Arguments& arguments) {
     directory.finish(report);
     std::cout << (arguments.json ? to_summary_json(report) : to_report_markdown(report)) << std::endl;
   } catch (const StageStopped&) {
-    std::cerr << "stopped; continue with: rlhf train " << arguments.file << " --resume\n";
+    std::cerr << "stopped; continue with: rlhf train " << quoted(arguments.file);
+    for (const std::string& set : arguments.set) std::cerr << " --set " << quoted(set);
+    std::cerr << " --resume\n";
     throw ExitCode{1};
   }
   std::cerr << "results: " << (directory.path() / "report.md").string() << "\n";

@@ -133,7 +133,8 @@ TEST_CASE("the instruction sets are named, and the best one is supported") {
   CHECK(std::string(kernels::kernels_for<float>(kernels::CpuIsa::kBaseline).isa) == "baseline");
   // Which tests of this file ran is part of what it says.
   if (supported_isas().size() < 3)
-    WARN("this machine has " << supported_isas().size() << " of 3 instruction sets; the others are not tested");
+    WARN("this machine has " << supported_isas().size()
+                             << " of 3 instruction sets; the others are not tested");
 }
 
 TEMPLATE_TEST_CASE("linear equals the plain loop", "", float, double) {

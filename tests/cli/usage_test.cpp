@@ -1,0 +1,166 @@
+// Help, exit codes and messages: 0 ok, 1 failure, 2 bad configuration or usage.
+#include "tests/cli/program.h"
+
+using namespace rlhf;
+
+namespace {
+const std::vector<std::string> kVerbs = {"train",   "generate", "score",   "tokenize", "eval",
+                                         "inspect", "config",   "convert", "bench",    "verify"};
+}
+
+TEST_CASE("every verb explains itself") {
+  const Program program;
+  const Result all = program.run({"--help"});
+  CHECK(all.code == 0);
+  for (const std::string& verb : kVerbs) {
+    CHECK_THAT(all.out, ContainsSubstring(verb));
+    const Result help = program.run({verb, "--help"});
+    INFO(verb << ": " << help.err);
+    CHECK(help.code == 0);
+    CHECK_THAT(help.out, ContainsSubstring("Options:"));
+    CHECK(help.err.empty());
+  }
+  CHECK(program.run({"--version"}).code == 0);
+  CHECK_THAT(program.run({"--version"}).out, ContainsSubstring("."));
+}
+
+TEST_CASE("bad usage ends with 2 and says what is wrong") {
+  const Program program;
+  struct Case {
+    std::vector<std::string> arguments;
+    std::string message;
+  };
+  for (const Case& c :
+       {Case{{}, "subcommand"}, Case{{"fly"}, "there is no verb 'fly'"}, Case{{"generate"}, "--model"},
+        Case{{"generate", "--model", "m"}, "--input"},
+        Case{{"generate", "--model", "m", "--input", "i", "--tempo", "1"}, "--tempo"},
+        Case{{"generate", "--model", "m", "--input", "i", "--temperature", "-1"}, "--temperature"},
+        Case{{"generate", "--model", "m", "--input", "i", "--top-p", "1.5"}, "--top-p"},
+        Case{{"generate", "--model", "m", "--input", "i", "--n", "0"}, "--n"},
+        Case{{"score", "--model", "m", "--input", "i", "--temperature", "0"}, "--temperature"},
+        Case{{"tokenize", "--input", "i"}, "--model"}, Case{{"train"}, "run"},
+        Case{{"train", "a.yaml", "--resume", "--overwrite"}, "--overwrite"}, Case{{"convert", "a"}, "output"},
+        Case{{"inspect"}, "model"}, Case{{"verify", "--vectors", "/none"}, "/none"}}) {
+    const Result result = program.run(c.arguments);
+    INFO(result.err);
+    CHECK(result.code == 2);
+    CHECK_THAT(result.err, ContainsSubstring(c.message));
+    CHECK(result.out.empty());
+  }
+}
+
+TEST_CASE("a bad run file ends with 2; all problems are shown with file, line, column and nearest key") {
+  const Program program;
+  program.write("bad.yaml",
+                "model: {new: {layers: 2}}\n"
+                "ppo:\n"
+                "  iteration: 5\n"
+                "  algorithm: {policy: {clip_lo: 0.1}}\n"
+                "sft: {max_steps: many}\n"
+                "stages: [sft, dance]\n"
+                "seed: 4\n");
+  for (const std::vector<std::string>& arguments : {std::vector<std::string>{"train", "bad.yaml"},
+                                                    {"config", "check", "bad.yaml"},
+                                                    {"eval", "bad.yaml"}}) {
+    const Result result = program.run(arguments);
+    INFO(result.err);
+    CHECK(result.code == 2);
+    CHECK_THAT(result.err, ContainsSubstring("bad configuration"));
+    CHECK_THAT(result.err,
+               ContainsSubstring("bad.yaml:3:3: ppo.iteration: unknown key; nearest key is ppo.iterations"));
+    CHECK_THAT(result.err, ContainsSubstring("bad.yaml:4:24: ppo.algorithm.policy.clip_lo: unknown key; "
+                                             "nearest key is ppo.algorithm.policy.clip_low"));
+    CHECK_THAT(result.err, ContainsSubstring(
+                               "bad.yaml:5:18: sft.max_steps: got many, expected an integer in [0, 1e+09]"));
+    CHECK_THAT(result.err, ContainsSubstring("bad.yaml:7:1: seed: unknown key; nearest key is run.seed"));
+    CHECK(result.out.empty());
+  }
+  CHECK_FALSE(std::filesystem::exists(program.path("runs")));
+  // Values are checked when the keys are known.
+  program.write("stages.yaml", "model: {new: {layers: 2}}\nstages: [sft, dance]\n");
+  const Result stages = program.run({"train", "stages.yaml"});
+  CHECK(stages.code == 2);
+  CHECK_THAT(stages.err,
+             ContainsSubstring("'dance' is no stage; expected pretrain, sft, reward, ppo or eval"));
+  const Result override_problem =
+      program.run({"train", "stages.yaml", "--set", "stages=[sft]", "--set", "sft.epoch=2"});
+  CHECK(override_problem.code == 2);
+  CHECK_THAT(override_problem.err,
+             ContainsSubstring("sft.epoch") && ContainsSubstring("nearest key is sft.epochs"));
+}
+
+TEST_CASE("missing files end with 1, a missing run file with 2, and are named") {
+  const Program program;
+  const std::string model = RLHF_SOURCE_DIR "/tests/golden/model_llama_gqa_untied";
+  program.write("empty.jsonl", "");
+  program.write("bad.jsonl", "{\"input_ids\": [1, 2]}\n{\"input_ids\": [1,\n");
+  program.write("keys.jsonl", "{\"ids\": [1, 2]}\n");
+  program.write("text.jsonl", "{\"text\": \"a\"}\n");
+  program.write("outside.jsonl", "{\"input_ids\": [1, 96]}\n");
+  struct Case {
+    std::vector<std::string> arguments;
+    std::string message;
+    int code = 1;
+  };
+  for (const Case& c :
+       {Case{{"generate", "--model", "none", "--input", "empty.jsonl"}, "none: no such file"},
+        Case{{"score", "--model", "none", "--input", "empty.jsonl"}, "none: no such file"},
+        Case{{"tokenize", "--model", "none", "--input", "empty.jsonl"}, "none: no such file"},
+        Case{{"inspect", "none"}, "none: no such file"},
+        Case{{"convert", "none", "out"}, "none: no such file"},
+        Case{{"generate", "--model", model, "--input", "none.jsonl"}, "none.jsonl: cannot be opened"},
+        Case{{"score", "--model", model, "--input", "none.jsonl"}, "none.jsonl: cannot be opened"},
+        Case{{"score", "--model", model, "--input", "empty.jsonl"}, "empty.jsonl: holds no lines"},
+        Case{{"score", "--model", model, "--input", "bad.jsonl"}, "bad.jsonl:2: not JSON"},
+        Case{{"score", "--model", model, "--input", "keys.jsonl"},
+             "keys.jsonl:1: expected one of the keys input_ids, prompt, text, messages"},
+        Case{{"score", "--model", model, "--input", "outside.jsonl"},
+             "outside.jsonl:1: token id 96 is outside the vocabulary of 96"},
+        Case{{"generate", "--model", model, "--input", "outside.jsonl"},
+             "outside.jsonl:1: token id 96 is outside the vocabulary of 96"},
+        Case{{"score", "--model", model, "--input", "text.jsonl"},
+             "text.jsonl:1: this model has no tokenizer"},
+        Case{{"tokenize", "--model", model, "--input", "text.jsonl"},
+             "text.jsonl:1: this model has no tokenizer"},
+        Case{{"train", "none.yaml"}, "none.yaml", 2},
+        Case{{"config", "check", "none.yaml"}, "none.yaml", 2}}) {
+    const Result result = program.run(c.arguments);
+    INFO(c.arguments[0] << ": " << result.err);
+    CHECK(result.code == c.code);
+    CHECK_THAT(result.err, ContainsSubstring("rlhf: ") && ContainsSubstring(c.message));
+    CHECK(result.out.empty());
+  }
+  CHECK_FALSE(std::filesystem::exists(program.path("out")));
+}
+
+TEST_CASE("config lists, explains, checks and compares") {
+  const Program program;
+  const Result list = program.run({"config"});
+  CHECK(list.code == 0);
+  CHECK_THAT(list.out, ContainsSubstring("run.seed  (") && ContainsSubstring("Seed of data order"));
+  const auto keys = nlohmann::json::parse(program.run({"config", "--json"}).out);
+  const auto seed = std::ranges::find_if(keys, [](const auto& entry) { return entry["key"] == "run.seed"; });
+  REQUIRE(seed != keys.end());
+  CHECK((*seed)["default"] == "1");
+  CHECK_FALSE((*seed)["help"].empty());
+
+  const Result explain = program.run({"config", "explain", "ppo.iterations"});
+  CHECK(explain.code == 0);
+  CHECK_THAT(explain.out, ContainsSubstring("Rollout batches") && ContainsSubstring("20"));
+  const Result unknown = program.run({"config", "explain", "ppo.iteration"});
+  CHECK(unknown.code != 0);
+  CHECK_THAT(unknown.err, ContainsSubstring("iterations"));
+
+  program.write("run.yaml", "model: {new: {layers: 3}}\nstages: [pretrain]\n");
+  const Result check = program.run({"config", "check", "run.yaml", "--set", "run.seed=9"});
+  CHECK(check.code == 0);
+  CHECK_THAT(check.out, ContainsSubstring("layers: 3") && ContainsSubstring("seed: 9"));
+  // What it prints is a run file with the same meaning.
+  program.write("resolved.yaml", check.out);
+  CHECK(program.run({"config", "diff", "resolved.yaml", "run.yaml"}).out == "run.seed: 9 -> 1\n");
+  const Result presets = program.run({"config", "diff", "verl-grpo", "dapo"});
+  INFO(presets.err);
+  CHECK(presets.code == 0);
+  CHECK_THAT(presets.out, ContainsSubstring("ppo.algorithm."));
+  CHECK(program.run({"config", "diff", "verl-grpo", "none-such"}).code == 2);
+}
