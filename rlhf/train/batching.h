@@ -8,8 +8,14 @@ namespace rlhf {
 /// A permutation of [0, count), a function of (seed, epoch): a resumed run sees the same order.
 std::vector<std::size_t> epoch_order(std::size_t count, std::uint64_t seed, std::uint64_t epoch);
 
-/// The `count` items of step `step` when items are taken in epoch_order, epoch after epoch.
+/// The order in which items are taken; every item once an epoch.
+enum class ItemOrder {
+  kShuffled,  ///< epoch_order
+  kGiven,     ///< as they stand
+};
+
+/// The `count` items of step `step` when items are taken epoch after epoch.
 std::vector<std::size_t> step_items(std::size_t num_items, std::size_t count, std::int64_t step,
-                                    std::uint64_t seed);
+                                    std::uint64_t seed, ItemOrder item_order = ItemOrder::kShuffled);
 
 }  // namespace rlhf

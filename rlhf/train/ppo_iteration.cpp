@@ -83,6 +83,7 @@ PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, ppo::Kl
       models_(models),
       kl_(kl),
       iteration_(iteration),
+      before_(models.engine->statistics()),
       slots_(algorithm_.prompts_per_step),
       responses_(algorithm_.prompts_per_step * algorithm_.samples_per_prompt) {
   models_.engine->forget_prefixes();  // the weights have changed
@@ -92,9 +93,10 @@ PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, ppo::Kl
 // ---- generate ----
 
 void PpoIteration::submit(std::size_t slot, std::int64_t round) {
-  // Further rounds (dynamic sampling) take prompts from a stream of their own.
+  // Further rounds (dynamic sampling) take prompts from a shuffled stream of their own.
   const auto items = step_items(setting_.data.train_prompts.size(), slots_.size(), iteration_,
-                                setting_.context.seed + 0x9e3779b9 * static_cast<std::uint64_t>(round));
+                                setting_.context.seed + 0x9e3779b9 * static_cast<std::uint64_t>(round),
+                                round == 0 ? setting_.options.prompt_order : ItemOrder::kShuffled);
   slots_[slot] = {&setting_.data.train_prompts[items[slot]], round, 0};
   GenerationRequest request =
       make_request(*slots_[slot].prompt, setting_.rollout, models_.policy, setting_.data);
@@ -102,6 +104,8 @@ void PpoIteration::submit(std::size_t slot, std::int64_t round) {
   request.seed = setting_.context.seed + static_cast<std::uint64_t>(iteration_) + 1;
   // A prompt may occur twice in a batch: the slot keeps their draws apart.
   request.prompt_id = slot + static_cast<std::uint64_t>(round) * slots_.size();
+  if (setting_.adjust_request)
+    setting_.adjust_request(request, static_cast<std::uint64_t>(iteration_) * slots_.size() + slot);
   models_.engine->submit(std::move(request));
 }
 
@@ -462,6 +466,12 @@ Metrics PpoIteration::metrics() const {
     out.emplace_back("rollout/logprob_gap_mean", gap_sum_ / gap_count_);
     out.emplace_back("rollout/logprob_gap_max", gap_max_);
   }
+  const GenerationStatistics& after = models_.engine->statistics();
+  const double decode_seconds = after.decode_only_seconds - before_.decode_only_seconds;
+  if (decode_seconds > 0)
+    out.emplace_back(
+        "rollout/decode_tokens_per_s",
+        static_cast<double>(after.decode_only_tokens - before_.decode_only_tokens) / decode_seconds);
   for (const auto& [name, sum] : loss_sums_)
     out.emplace_back(name, sum / static_cast<double>(std::max<std::size_t>(1, num_trained_)));
   for (const auto& [name, value] : experience_.metrics) out.emplace_back(name, value);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -16,6 +17,9 @@ struct PpoSetting {
   const RolloutOptions& rollout;
   const PpoStageOptions& options;
   const StageContext& context;
+  /// Changes the request of a rollout slot before it is submitted, e.g. to give it a recorded length. Slots
+  /// count over the run: iteration * prompts_per_step + place in the batch. Empty = nothing is changed.
+  std::function<void(GenerationRequest& request, std::uint64_t slot)> adjust_request = {};
 };
 
 /// One response of a rollout batch and all that is known about it.
@@ -92,6 +96,7 @@ class PpoIteration : public schedule::IterationTasks {
   PpoModels& models_;
   ppo::KlController& kl_;
   std::int64_t iteration_;
+  GenerationStatistics before_;  ///< of the engine when the iteration began
   std::vector<Slot> slots_;
   std::vector<PpoResponse> responses_;  ///< slot by slot, samples_per_prompt each
   ppo::Experience experience_;

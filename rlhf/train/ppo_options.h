@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "rlhf/ppo/options.h"
+#include "rlhf/train/batching.h"
 
 namespace rlhf {
 
@@ -18,6 +19,7 @@ struct PpoStageOptions {
   double reward_model_weight = 0;  ///< weight of the reward model's score beside the rules
   OldLogProbs old_log_probs = OldLogProbs::kAuto;
   CriticInit critic_init = CriticInit::kPolicy;
+  ItemOrder prompt_order = ItemOrder::kShuffled;
   std::int64_t samples_to_log = 4;  ///< responses written to samples/ per iteration
   ppo::PpoOptions algorithm;
 
@@ -41,6 +43,8 @@ struct PpoStageOptions {
              "sampler's where no filter changes its distribution, since both are then equal bit for bit");
     v.choice("critic_init", critic_init, {{"policy", CriticInit::kPolicy}, {"reward", CriticInit::kReward}},
              "Weights the critic starts from");
+    v.choice("prompt_order", prompt_order, {{"shuffled", ItemOrder::kShuffled}, {"given", ItemOrder::kGiven}},
+             "Order in which prompts are taken: shuffled anew every epoch, or as the data has them");
     v.field("samples_to_log", samples_to_log, "Responses written to samples/ per iteration", {0, 1e6});
     v.group("algorithm", algorithm, "PPO and its relatives; preset: NAME loads configs/presets/NAME.yaml");
   }

@@ -58,6 +58,7 @@ void PpoTrainer::report(const PpoIteration& iteration, const schedule::Iteration
   metrics.emplace_back("time/generate_s", times.seconds(Task::kGenerate));
   metrics.emplace_back("time/score_s", times.seconds(Task::kScore) + times.seconds(Task::kAdvantage));
   metrics.emplace_back("time/train_s", times.seconds(Task::kTrain) + times.seconds(Task::kOptimize));
+  metrics.emplace_back("time/iteration_s", times.wall_s);
   metrics.emplace_back("tokens_per_s", tokens / times.wall_s);
   metrics.emplace_back("samples_per_s", static_cast<double>(iteration.responses().size()) / times.wall_s);
   log_samples(iteration, number);

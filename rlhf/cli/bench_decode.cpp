@@ -1,0 +1,70 @@
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "rlhf/cli/bench.h"
+#include "rlhf/cli/model_arguments.h"
+#include "rlhf/core/error.h"
+#include "rlhf/train/stage.h"
+#include "rollout/engine/rollout_engine.h"
+
+namespace rlhf::cli {
+namespace {
+
+struct Arguments : BenchModelArguments {
+  std::int64_t batch = 1, context = 64, new_tokens = 64;
+};
+
+// Sampling at temperature 1 with end tokens ignored: fixed lengths.
+void bench_decode(const Arguments& arguments) {
+  LoadedModel loaded(arguments.model, arguments.threads);
+  const ModelConfig& config = loaded.model.config();
+  RLHF_CHECK(arguments.context + arguments.new_tokens <= config.max_positions, arguments.model,
+             ": --context ", arguments.context, " and --new-tokens ", arguments.new_tokens,
+             " exceed the model's context of ", config.max_positions);
+  std::vector<double> decode, total;
+  for (std::int64_t r = 0; r < arguments.repetitions; ++r) {
+    RolloutEngineOptions options;
+    options.max_sequences = arguments.batch;
+    options.num_blocks =
+        RolloutEngine::blocks_for(arguments.batch + 1, arguments.context + arguments.new_tokens);
+    RolloutEngine engine(config, loaded.compute, options, {});
+    for (std::int64_t b = 0; b < arguments.batch; ++b) {
+      GenerationRequest request;
+      request.prompt_id = static_cast<PromptId>(b);
+      request.prompt = random_tokens(arguments.context, config.vocab_size, static_cast<std::uint64_t>(b) + 1);
+      request.stop.max_new_tokens = arguments.new_tokens;
+      engine.submit(std::move(request));
+    }
+    Stopwatch watch;
+    while (engine.busy()) engine.step(loaded.model.parameters().weights(), 0);
+    const auto& s = engine.statistics();
+    total.push_back(static_cast<double>(s.decode_tokens) / watch.seconds());
+    if (s.decode_only_seconds > 0)
+      decode.push_back(static_cast<double>(s.decode_only_tokens) / s.decode_only_seconds);
+  }
+  nlohmann::ordered_json out = {{"bench", "decode"},
+                                {"model", arguments.model},
+                                {"batch", arguments.batch},
+                                {"context", arguments.context},
+                                {"new_tokens", arguments.new_tokens},
+                                {"weights", arguments.weights},
+                                {"tokens_per_s", median(total)}};
+  if (!decode.empty()) out["decode_tokens_per_s"] = median(decode);
+  add_machine(out, loaded.compute);
+  std::cout << out.dump() << "\n";
+}
+
+}  // namespace
+
+void add_bench_decode(CLI::App& bench) {
+  auto* verb = bench.add_subcommand(
+      "decode", "Generation at a fixed batch size: tokens_per_s with prefill, decode_tokens_per_s without");
+  auto a = std::make_shared<Arguments>();
+  add_bench_model_options(*verb, *a);
+  verb->add_option("--batch", a->batch, "Sequences that decode at once")->check(CLI::Range(1, 4096));
+  verb->add_option("--context", a->context, "Prompt tokens")->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--new-tokens", a->new_tokens, "Response tokens")->check(CLI::Range(1, 1 << 20));
+  verb->callback([a] { bench_decode(*a); });
+}
+
+}  // namespace rlhf::cli

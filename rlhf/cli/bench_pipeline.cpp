@@ -1,0 +1,198 @@
+#include <algorithm>
+#include <cmath>
+#include <iostream>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "rlhf/cli/bench.h"
+#include "rlhf/cli/verbs.h"
+#include "rlhf/cli/work_package.h"
+#include "rlhf/core/error.h"
+#include "rlhf/ppo/presets.h"
+#include "rlhf/train/ppo_trainer.h"
+
+namespace rlhf::cli {
+namespace {
+
+struct Arguments {
+  std::string work, mode;
+  std::int64_t response_tokens = 0, batch = 32, ppo_epochs = 4, mini_batches = 0;
+  std::int64_t iterations = 3, warmup = 1;
+  std::int64_t micro_batch_tokens = PpoStageOptions().max_tokens_per_micro_batch;
+  int threads = 0;
+
+  std::int64_t all_iterations() const { return warmup + iterations; }
+  bool natural() const { return mode == "natural"; }
+  std::int64_t length(const WorkPackage& package, std::uint64_t slot) const {
+    return package.response_tokens(slot, natural() ? WorkPackage::Mode::kNatural : WorkPackage::Mode::kFixed,
+                                   response_tokens);
+  }
+};
+
+// Keeps the metrics of every iteration.
+class IterationMetrics : public RunObserver {
+ public:
+  void step(const std::string&, std::int64_t, std::int64_t, const Metrics& metrics) override {
+    iterations.push_back(metrics);
+  }
+  std::vector<double> values(const std::string& name, std::int64_t first) const {
+    std::vector<double> values;
+    for (std::size_t i = static_cast<std::size_t>(first); i < iterations.size(); ++i)
+      values.push_back(metric(iterations[i], name, 0));
+    return values;
+  }
+  std::vector<Metrics> iterations;
+};
+
+PpoStageOptions stage_options(const Arguments& arguments) {
+  PpoStageOptions options;
+  options.algorithm = ppo::make_preset("trl-ppo");
+  options.algorithm.prompts_per_step = static_cast<std::size_t>(arguments.batch);
+  options.algorithm.epochs = static_cast<std::size_t>(arguments.ppo_epochs);
+  options.algorithm.mini_batches = static_cast<std::size_t>(arguments.mini_batches);
+  options.iterations = arguments.all_iterations();
+  options.max_tokens_per_micro_batch = arguments.micro_batch_tokens;
+  options.reward_model_weight = 1;
+  options.critic_init = CriticInit::kReward;
+  options.prompt_order = ItemOrder::kGiven;
+  options.samples_to_log = 0;
+  return options;
+}
+
+// The reward and the value model are read, and neither is needed as it stands in the file any longer than
+// that.
+LanguageModel load_scalar_model(const WorkPackage& work, const std::string& name, const ModelConfig& policy) {
+  TrainableOptions frozen;
+  frozen.mode = TrainableMode::kNone;
+  LanguageModel model = LanguageModel::load(work.folder / name, frozen);
+  check_scalar_model(work, name, model.config(), policy);
+  return model;
+}
+
+std::int64_t tokens_of(const WorkPackage& work, const Arguments& arguments, std::int64_t iteration,
+                       bool with_prompts) {
+  std::int64_t tokens = 0;
+  for (std::int64_t i = 0; i < arguments.batch; ++i) {
+    const auto slot = static_cast<std::uint64_t>(iteration * arguments.batch + i);
+    tokens += arguments.length(work, slot);
+    if (with_prompts) tokens += static_cast<std::int64_t>(work.prompt(slot).tokens.size());
+  }
+  return tokens;
+}
+
+// The lengths are the package's, not the policy's: an iteration that generated anything else measured other
+// work.
+void check_work_done(const WorkPackage& work, const Arguments& arguments, const IterationMetrics& measured) {
+  const auto lengths = measured.values("rollout/mean_length", 0);
+  for (std::int64_t i = 0; i < arguments.all_iterations(); ++i) {
+    const double expected =
+        static_cast<double>(tokens_of(work, arguments, i, false)) / static_cast<double>(arguments.batch);
+    if (std::abs(lengths.at(static_cast<std::size_t>(i)) - expected) > 1e-6)
+      fail<InternalError>("bench pipeline: responses of iteration ", i, " have a mean length of ",
+                          lengths[static_cast<std::size_t>(i)], ", the work package says ", expected);
+  }
+}
+
+void print(const WorkPackage& work, const Arguments& arguments, const IterationMetrics& measured,
+           const Compute<float>& compute) {
+  const auto values = [&](const std::string& name) { return measured.values(name, arguments.warmup); };
+  double seconds = 0, tokens = 0, response_tokens = 0;
+  for (const double s : values("time/iteration_s")) seconds += s;
+  for (std::int64_t i = arguments.warmup; i < arguments.all_iterations(); ++i) {
+    tokens += static_cast<double>(tokens_of(work, arguments, i, true));
+    response_tokens += static_cast<double>(tokens_of(work, arguments, i, false));
+  }
+  nlohmann::ordered_json out = {
+      {"bench", "pipeline"},
+      {"work", work.folder.string()},
+      {"variant", work.variant},
+      {"mode", arguments.mode},
+      {"response_tokens", arguments.response_tokens},
+      {"batch", arguments.batch},
+      {"ppo_epochs", arguments.ppo_epochs},
+      {"mini_batches", arguments.mini_batches},
+      {"micro_batch_tokens", arguments.micro_batch_tokens},
+      {"iterations", arguments.iterations},
+      {"warmup", arguments.warmup},
+      {"samples_per_s", static_cast<double>(arguments.batch * arguments.iterations) / seconds},
+      {"tokens_per_s", tokens / seconds},
+      {"response_tokens_per_s", response_tokens / seconds}};
+  const double decode = median(values("rollout/decode_tokens_per_s"));
+  if (decode > 0) out["decode_tokens_per_s"] = decode;
+  out["iteration_s"] = median(values("time/iteration_s"));
+  out["generate_s"] = median(values("time/generate_s"));
+  out["score_s"] = median(values("time/score_s"));
+  out["train_s"] = median(values("time/train_s"));
+  out["all_iterations_s"] = measured.values("time/iteration_s", 0);
+  add_machine(out, compute);
+  std::cout << out.dump() << "\n";
+}
+
+void bench_pipeline(Arguments arguments) {
+  if (arguments.mini_batches == 0) arguments.mini_batches = std::min<std::int64_t>(4, arguments.batch);
+  RLHF_CHECK(arguments.mini_batches <= arguments.batch, "--mini-batches ", arguments.mini_batches,
+             " exceeds --batch ", arguments.batch, ": every optimizer step needs a response");
+  RLHF_CHECK(!arguments.natural() || arguments.response_tokens >= 2, "--response-tokens ",
+             arguments.response_tokens, ": mode natural needs at least 2");
+  const WorkPackage work = load_work_package(arguments.work);
+  LanguageModel policy = LanguageModel::load(work.folder / "policy", {});
+  check_fits(work, policy.config(), arguments.response_tokens);
+  const LanguageModel reward = load_scalar_model(work, "reward", policy.config());
+  std::optional<LanguageModel> value = load_scalar_model(work, "value", policy.config());
+  const Parameters<float> reference = policy.parameters().frozen_copy();
+
+  ThreadPool pool(arguments.threads);
+  StageContext context(Compute<float>(pool, kernels::detect_cpu_isa()));
+  IterationMetrics measured;
+  context.observer = &measured;
+  context.stop = &stop_flag();
+  TaskData data;
+  data.train_prompts = work.prompts;
+  RolloutOptions rollout;
+  rollout.max_new_tokens = arguments.response_tokens;
+  rollout.max_sequences = arguments.batch;
+  const PpoStageOptions options = stage_options(arguments);
+  PpoSetting setting{data, rollout, options, context};
+  setting.adjust_request = [&](GenerationRequest& request, std::uint64_t slot) {
+    StopOptions& stop = request.stop;
+    stop.tokens = {work.eos, work.pad};
+    stop.max_new_tokens = arguments.length(work, slot);
+    stop.min_new_tokens = stop.max_new_tokens;
+    if (arguments.natural()) stop.forced_last = work.eos;
+  };
+  PpoTrainer trainer(policy, {&reference, &reward.parameters(), &value->parameters()}, setting);
+  value.reset();  // the critic is a copy
+  trainer.run();
+  check_work_done(work, arguments, measured);
+  print(work, arguments, measured, context.compute);
+}
+
+}  // namespace
+
+void add_bench_pipeline(CLI::App& bench) {
+  auto* verb = bench.add_subcommand(
+      "pipeline", "Whole PPO iterations of the preset trl-ppo on a work package (see benchmarks/README.md)");
+  auto a = std::make_shared<Arguments>();
+  const auto at_least = [](std::int64_t low) { return CLI::Range(low, std::int64_t{1} << 20); };
+  verb->add_option("--work", a->work, "Folder of the work package")->required();
+  verb->add_option("--mode", a->mode, "fixed: all responses of one length; natural: as recorded")
+      ->required()
+      ->check(CLI::IsMember({"fixed", "natural"}));
+  verb->add_option("--response-tokens", a->response_tokens, "Tokens of the longest response")
+      ->required()
+      ->check(at_least(1));
+  verb->add_option("--batch", a->batch, "Rollouts of an iteration")->check(CLI::Range(1, 4096));
+  verb->add_option("--ppo-epochs", a->ppo_epochs, "Passes over a rollout batch")->check(at_least(1));
+  verb->add_option("--mini-batches", a->mini_batches,
+                   "Optimizer steps of a pass; 0 = 4, or one a response in smaller batches")
+      ->check(at_least(0));
+  verb->add_option("--iterations", a->iterations, "Measured iterations")->check(at_least(1));
+  verb->add_option("--warmup", a->warmup, "Iterations before them; they use up rollout slots")
+      ->check(at_least(0));
+  verb->add_option("--micro-batch-tokens", a->micro_batch_tokens, "Tokens of one forward and backward pass")
+      ->check(CLI::Range(2, 1 << 24));
+  verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
+  verb->callback([a] { bench_pipeline(*a); });
+}
+
+}  // namespace rlhf::cli
