@@ -273,7 +273,7 @@ TEST_CASE("eval judges a model on the prompts of a run file") {
   double sum = 0;
   for (std::string line; std::getline(judged, line); ++count) {
     const json response = json::parse(line);
-    CHECK(response["tokens"] <= 6);
+    CHECK(response.at("output_ids").size() <= 6);
     sum += response["score"].get<double>();
   }
   CHECK(count == 3);
