@@ -13,9 +13,15 @@ if [ "${1:-}" = --tiny ]; then
   shift
 fi
 
+# A second call does the work again, in the same run directory.
+start=--overwrite
+for argument in "$@"; do
+  if [ "$argument" = --resume ]; then start=""; fi
+done
+
 scripts/install_dependencies.sh
 scripts/fetch_libtorch.sh
 scripts/build.sh
 [ "$tiny" = yes ] || scripts/fetch_model.sh
 step "Training with $config" "read the message above; an unfinished run goes on with: build/release/rlhf train $config --resume" \
-  build/release/rlhf train "$config" "$@"
+  build/release/rlhf train "$config" ${start:+"$start"} "$@"
