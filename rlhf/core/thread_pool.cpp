@@ -38,7 +38,8 @@ ThreadPool::ThreadPool(int num_threads) {
   RLHF_CHECK(num_threads >= 0 && num_threads <= 1024, "ThreadPool: num_threads is ", num_threads,
              ", expected 0 (all cores) to 1024");
   if (num_threads == 0) num_threads = std::max(1u, std::thread::hardware_concurrency());
-  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this] { worker_loop(); });
+  active_ = num_threads;
+  for (int i = 1; i < num_threads; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
 }
 
 ThreadPool::~ThreadPool() {
@@ -64,13 +65,13 @@ void ThreadPool::take_ranges() {
   in_region_ = false;
 }
 
-void ThreadPool::worker_loop() {
+void ThreadPool::worker_loop(int index) {
   std::uint32_t seen = 0;
   for (;;) {
     wait_while_equal(generation_, seen);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load(std::memory_order_acquire)) return;
-    take_ranges();
+    if (index < taking_part_) take_ranges();
     if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_one();
   }
 }
@@ -80,6 +81,7 @@ void ThreadPool::run(std::int64_t count, std::int64_t grain, Call call, void* co
   grain_ = grain;
   call_ = call;
   context_ = context;
+  taking_part_ = active_.load(std::memory_order_relaxed);
   next_.store(0, std::memory_order_relaxed);
   running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_acq_rel);

@@ -28,6 +28,7 @@ const char* to_string(FinishReason reason);
 /// One response of a policy to one prompt. All per-token vectors have the length of `tokens`.
 struct Sample {
   PromptId prompt_id = 0;
+  std::uint64_t tag = 0;                       ///< of the request
   std::uint32_t sample_index = 0;              ///< 0 .. samples_per_prompt - 1
   std::vector<TokenId> tokens;                 ///< response, including the EOS token when it was sampled
   std::vector<float> logprobs;                 ///< behaviour log-probs under exactly the sampled distribution

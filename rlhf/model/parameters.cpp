@@ -417,6 +417,16 @@ Parameters<T> Parameters<T>::frozen_copy() const {
 }
 
 template <class T>
+Parameters<T> Parameters<T>::snapshot() const {
+  Parameters copy(config_, options_, this);
+  copy.gradient_ = {};
+  for (Entry& entry : copy.entries_) entry.gradient = nullptr;
+  copy.weights_ = {};
+  copy.build_weights();
+  return copy;
+}
+
+template <class T>
 std::vector<T> Parameters<T>::merged(const Entry& entry) const {
   const TensorSpec& spec = entry.spec;
   const auto size = static_cast<std::size_t>(spec.num_elements());

@@ -86,6 +86,8 @@ class Parameters {
   /// A frozen copy for use as the reference model: shares what is frozen, copies what learns. With LoRA the
   /// reference is the model without adapters and nothing is copied.
   Parameters frozen_copy() const;
+  /// A copy for a generator that lags behind: shares what is frozen, copies what learns, has no gradient.
+  Parameters snapshot() const;
   /// Elements of one tensor in Hugging Face layout, with LoRA adapters merged in.
   std::vector<T> merged(const Entry& entry) const;
 

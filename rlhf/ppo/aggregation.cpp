@@ -21,7 +21,7 @@ double inverse(double x) {
 double scope_weight(const AggregationOptions& options, const TokenRows& rows,
                     const AggregationContext& context) {
   const double active_rows = context.total_sequences.value_or(static_cast<double>(count_active_rows(rows)));
-  const double scale = options.scale > 0 ? options.scale : widest_row(rows);
+  const double scale = options.scale > 0 ? options.scale : context.widest_row.value_or(widest_row(rows));
   switch (options.mode) {
     case Aggregation::kTokenMean:
       return inverse(context.total_tokens.value_or(static_cast<double>(count_tokens(rows))));
@@ -44,6 +44,27 @@ double row_factor(const AggregationOptions& options, double tokens) {
 }
 
 }  // namespace
+
+AggregationContext scope_totals(const AggregationOptions& options, const TokenRows& scope) {
+  AggregationContext totals;
+  totals.total_tokens = static_cast<double>(count_tokens(scope));
+  totals.total_sequences =
+      static_cast<double>(options.mode == Aggregation::kConstant ? scope.rows() : count_active_rows(scope));
+  totals.widest_row = widest_row(scope);
+  return totals;
+}
+
+double scope_divisor(const AggregationOptions& options, const AggregationContext& totals) {
+  if (options.mode == Aggregation::kTokenSum) return 1;
+  const double total = options.mode == Aggregation::kTokenMean ? totals.total_tokens.value_or(1)
+                                                               : totals.total_sequences.value_or(1);
+  return total > 0 ? total : 1;
+}
+
+bool needs_widest_row(const AggregationOptions& options) {
+  return options.scale == 0 &&
+         (options.mode == Aggregation::kSequenceMeanTokenSumNorm || options.mode == Aggregation::kConstant);
+}
 
 std::vector<double> aggregation_weights(const AggregationOptions& options, const TokenRows& rows,
                                         const AggregationContext& context) {

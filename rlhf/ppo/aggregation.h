@@ -51,9 +51,18 @@ struct AggregationOptions {
 struct AggregationContext {
   std::optional<double> total_tokens;     ///< N of the scope
   std::optional<double> total_sequences;  ///< S of the scope (rows, for kConstant and geometric-mean losses)
+  std::optional<double> widest_row;       ///< of the scope, where AggregationOptions::scale is 0
   double data_parallel_size = 1;          ///< factor that undoes gradient averaging over processes
   double micro_batches = 1;               ///< divisor for modes whose scope stays the micro-batch (TRL)
 };
+
+/// Totals of a whole scope, for its parts.
+AggregationContext scope_totals(const AggregationOptions& options, const TokenRows& scope);
+/// How many times larger sums are when they are computed with totals of 1 instead of `totals`: for parts of a
+/// scope whose totals are not known yet. 1 for an empty scope.
+double scope_divisor(const AggregationOptions& options, const AggregationContext& totals);
+/// True when the normaliser needs the widest row, which scope_divisor does not make up for.
+bool needs_widest_row(const AggregationOptions& options);
 
 /// Weight w_t of each position, 0 where the mask is 0: aggregated loss = sum_t w_t loss_t, and w_t is its
 /// derivative. A scope without tokens gives zero weights. @throws InvalidArgument on inconsistent rows.

@@ -294,6 +294,12 @@ void measure_batch(const PpoOptions& options, double kl_coefficient,
 
 }  // namespace
 
+bool has_counting_token(const PpoOptions& options, const ScoredResponse& response) {
+  if (options.reward.mask_truncated && response.truncated) return false;
+  if (response.mask.empty()) return !response.log_probs.empty();
+  return std::ranges::find(response.mask, 1) != response.mask.end();
+}
+
 Experience compute_experience(const PpoOptions& options, double kl_coefficient,
                               std::span<const ScoredResponse> responses) {
   RLHF_CHECK(!responses.empty(), "experience: no responses");

@@ -52,12 +52,16 @@ struct Experience {
   TokenRows value_rows() const { return {value_offsets, value_mask}; }
 };
 
+/// True when a token of the response enters the loss.
+bool has_counting_token(const PpoOptions& options, const ScoredResponse& response);
+
 /// Runs the advantage stage over a whole rollout batch, in this order: length shaping, missing-EOS penalty,
 /// score clip (unless after the baseline), sequence KL, group baseline, token rewards, reward whitening,
 /// advantages and returns, rollout correction, advantage whitening. `kl_coefficient` is the controller's
 /// current value.
 /// @throws InvalidArgument on arrays of the wrong length or a score that is not finite (response named), and
-/// when the batch has no token that counts.
+/// when the batch has no token that counts. Unless needs_whole_batch, every group of a batch may also be
+/// given on its own, with the same result for its responses.
 Experience compute_experience(const PpoOptions& options, double kl_coefficient,
                               std::span<const ScoredResponse> responses);
 

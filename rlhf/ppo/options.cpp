@@ -15,7 +15,9 @@ bool needs_whole_batch(const PpoOptions& options) {
   return options.advantage.whitening != Whitening::kNone || options.reward.whiten ||
          options.advantage.group.baseline == GroupBaseline::kBatchMean ||
          options.advantage.group.scale == GroupScale::kBatch ||
-         options.advantage.group.scale == GroupScale::kNonZeroShare || options.correction.batch_normalize;
+         options.advantage.group.scale == GroupScale::kNonZeroShare || options.correction.batch_normalize ||
+         !options.correction.rejection.empty() || needs_totals(options.policy) ||
+         (needs_critic(options) && needs_widest_row(options.value.aggregation));
 }
 
 namespace {

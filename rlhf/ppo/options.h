@@ -202,7 +202,8 @@ struct PpoOptions {
 bool needs_critic(const PpoOptions& options);
 /// True when reward or loss needs log-probs of the reference.
 bool needs_reference(const PpoOptions& options);
-/// True when advantages can be computed only once the whole batch is scored (whitening, batch baselines).
+/// True when advantages or loss can be computed only once the whole batch is scored (whitening, batch
+/// baselines, rejection, normalisers that are not a factor).
 bool needs_whole_batch(const PpoOptions& options);
 
 }  // namespace rlhf::ppo

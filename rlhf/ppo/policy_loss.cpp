@@ -222,6 +222,7 @@ void add_entropy_bonus(const PolicyLossOptions& options, const PolicyLossInputs&
   } else {
     AggregationContext context;
     context.micro_batches = in.context.micro_batches;
+    context.total_tokens = in.context.total_tokens;
     weights = aggregation_weights({}, rows, context);
   }
   result.entropy_bonus = options.entropy_coefficient * weighted_sum(weights, in.entropies);
@@ -271,6 +272,40 @@ void measure_drift(const PolicyLossInputs& in, const PolicyRatios& ratios, Polic
 }
 
 }  // namespace
+
+AggregationContext scope_totals(const PolicyLossOptions& options, const TokenRows& scope) {
+  AggregationContext totals = scope_totals(options.aggregation, scope);
+  if (options.objective == PolicyObjective::kGeometricMean)
+    totals.total_sequences = static_cast<double>(scope.rows());
+  return totals;
+}
+
+double scope_divisor(const PolicyLossOptions& options, const AggregationContext& totals) {
+  AggregationOptions aggregation = options.aggregation;
+  if (options.objective == PolicyObjective::kGeometricMean)
+    aggregation.mode = Aggregation::kSequenceMeanTokenMean;
+  return scope_divisor(aggregation, totals);
+}
+
+bool vanishes_with_advantage(const PolicyLossOptions& options) {
+  switch (options.objective) {
+    case PolicyObjective::kDro:      // the squared log-ratio stays
+    case PolicyObjective::kClipCov:  // tokens are chosen among all of the rows
+    case PolicyObjective::kKlCov:
+      return false;
+    default:
+      return options.kl.coefficient == 0 && options.entropy_coefficient == 0 &&
+             options.top_entropy_quantile >= 1;
+  }
+}
+
+bool needs_totals(const PolicyLossOptions& options) {
+  if (needs_widest_row(options.aggregation)) return true;
+  const bool entropy = options.entropy_coefficient != 0;
+  if (options.objective == PolicyObjective::kGeometricMean) return entropy || options.kl.coefficient != 0;
+  return entropy && options.entropy_aggregation == EntropyAggregation::kTokenMean &&
+         options.aggregation.mode != Aggregation::kTokenMean;
+}
 
 PolicyLossResult policy_loss(const PolicyLossOptions& options, const PolicyLossInputs& inputs) {
   check_inputs(options, inputs);

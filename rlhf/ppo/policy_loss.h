@@ -204,6 +204,15 @@ struct PolicyLossResult {
   PolicyLossMetrics metrics;
 };
 
+/// Totals and divisor of the aggregation as the objective counts them (see aggregation.h).
+AggregationContext scope_totals(const PolicyLossOptions& options, const TokenRows& scope);
+double scope_divisor(const PolicyLossOptions& options, const AggregationContext& totals);
+/// True when a response with advantages of 0 adds nothing to the gradient, its own or that of others.
+bool vanishes_with_advantage(const PolicyLossOptions& options);
+/// True when the terms of the loss are divided by different totals, so that parts of a scope cannot be
+/// computed before its totals are known.
+bool needs_totals(const PolicyLossOptions& options);
+
 /// Computes loss, gradients and metrics. Pure: the same inputs give the same result.
 /// With context totals the losses and gradients of the micro-batches of a scope add up to those of the scope.
 /// @throws InvalidArgument on missing or wrongly sized inputs, named; dual_clip in (0, 1].

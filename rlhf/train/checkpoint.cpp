@@ -27,6 +27,7 @@ std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
     const auto file = WeightFile::open(folder_ / concat(stage_, ".", slot, ".safetensors"));
     for (const LearningModel& model : models_) {
       file->read(model.name + ".weights", model.parameters->trainable());
+      if (!model.optimizer) continue;
       file->read(model.name + ".first_moment", model.optimizer->first_moment());
       file->read(model.name + ".second_moment", model.optimizer->second_moment());
       model.optimizer->set_num_steps(state.at("optimizer_steps").at(model.name));
@@ -63,6 +64,7 @@ void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string,
   };
   for (const LearningModel& model : models_) {
     add(model.name + ".weights", model.parameters->trainable());
+    if (!model.optimizer) continue;
     add(model.name + ".first_moment", model.optimizer->first_moment());
     add(model.name + ".second_moment", model.optimizer->second_moment());
     state["optimizer_steps"][model.name] = model.optimizer->num_steps();

@@ -11,11 +11,11 @@
 
 namespace rlhf {
 
-/// One model that learns in a stage, with its optimizer.
+/// One model whose weights change in a stage.
 struct LearningModel {
-  std::string name;  ///< "policy", "value"
+  std::string name;  ///< "policy", "value", "snapshot"
   Parameters<float>* parameters = nullptr;
-  Optimizer<float>* optimizer = nullptr;
+  Optimizer<float>* optimizer = nullptr;  ///< null for a copy that lags behind
 };
 
 /// State of an unfinished stage: weights that learn, moments, step and a few numbers (controller states).

@@ -14,13 +14,13 @@ Optimizer<T>::Optimizer(const OptimizerOptions& options, std::size_t num_element
 
 template <class T>
 typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, Parameters<T>& parameters,
-                                                     double learning_rate) {
+                                                     double learning_rate, double gradient_scale) {
   const std::span<T> weights = parameters.trainable(), gradient = parameters.gradient();
   RLHF_CHECK(weights.size() == first_.size(), "Optimizer: made for ", first_.size(),
              " elements, the model has ", weights.size());
   StepResult result;
-  result.gradient_norm =
-      std::sqrt(compute.sum_squares(gradient.data(), static_cast<std::int64_t>(gradient.size())));
+  result.gradient_norm = gradient_scale * std::sqrt(compute.sum_squares(
+                                              gradient.data(), static_cast<std::int64_t>(gradient.size())));
   if (!std::isfinite(result.gradient_norm)) {
     result.skipped = true;
     parameters.zero_gradient();
@@ -33,7 +33,7 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
   numbers.epsilon = options_.epsilon;
   numbers.weight_decay = options_.weight_decay;
   numbers.step = ++steps_;
-  numbers.gradient_scale = clip_scale(result.gradient_norm, options_.max_grad_norm);
+  numbers.gradient_scale = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
   compute.pool().parallel_for(
       static_cast<std::int64_t>(weights.size()), 1 << 15, [&](std::int64_t b, std::int64_t e) {
         const auto part = [&](std::span<T> all) {

@@ -22,8 +22,9 @@ class Optimizer {
     double gradient_norm = 0;  ///< before clipping
     bool skipped = false;      ///< the norm was not finite: weights and moments are unchanged
   };
-  /// Updates the weights with their gradient and zeroes the gradient.
-  StepResult step(const Compute<T>& compute, Parameters<T>& parameters, double learning_rate);
+  /// Updates the weights with `gradient_scale` times their gradient and zeroes the gradient.
+  StepResult step(const Compute<T>& compute, Parameters<T>& parameters, double learning_rate,
+                  double gradient_scale = 1);
 
   const OptimizerOptions& options() const { return options_; }
   std::int64_t num_steps() const { return steps_; }

@@ -208,7 +208,7 @@ void Pipeline::train_ppo() {
       options_.ppo.critic_init == CriticInit::kReward ? reward_model_.get() : nullptr;
   const StageContext stage_context = context();
   {
-    const PpoSetting setting{data_, options_.rollout, options_.ppo, stage_context};
+    const PpoSetting setting{data_, options_.rollout, options_.ppo, stage_context, options_.schedule};
     PpoTrainer(policy_, {&reference, reward_model_.get(), critic_base}, setting).run();
   }
   save_final("ppo", policy_.parameters());

@@ -18,46 +18,13 @@ std::ptrdiff_t at(std::size_t index) {
   return static_cast<std::ptrdiff_t>(index);
 }
 
-// Offsets of some rows of a flat array, and gathering of their values.
-struct RowSelection {
-  std::vector<std::size_t> offsets{0};
-  std::vector<std::size_t> positions;
-
-  RowSelection(const std::vector<std::size_t>& all_offsets, const std::vector<std::size_t>& rows) {
-    for (std::size_t row : rows) {
-      for (std::size_t p = all_offsets[row]; p < all_offsets[row + 1]; ++p) positions.push_back(p);
-      offsets.push_back(positions.size());
-    }
-  }
-  template <class T>
-  std::vector<T> gather(const std::vector<T>& all) const {
-    std::vector<T> values;
-    if (all.empty()) return values;
-    values.reserve(positions.size());
-    for (std::size_t p : positions) values.push_back(all[p]);
-    return values;
-  }
-  std::size_t length(std::size_t row) const { return offsets[row + 1] - offsets[row]; }
-};
-
-ppo::AggregationContext totals(const RowSelection& selection, const std::vector<std::uint8_t>& mask) {
-  const ppo::TokenRows rows{selection.offsets, mask};
-  ppo::AggregationContext context;
-  context.total_tokens = static_cast<double>(ppo::count_tokens(rows));
-  context.total_sequences = static_cast<double>(ppo::count_active_rows(rows));
-  return context;
-}
-
-std::vector<double> widen(const std::vector<float>& values) {
-  return {values.begin(), values.end()};
-}
 std::vector<float> narrow(const std::vector<double>& values) {
   return {values.begin(), values.end()};
 }
 
 }  // namespace
 
-// The rows of some responses, and which of them predict response tokens. The trunk has been run.
+// The rows of some responses, and which of them predict response tokens.
 struct PpoIteration::Pass {
   PackedRows rows;
   std::vector<TokenTarget> targets;  // every response token, response by response
@@ -76,97 +43,64 @@ struct PpoIteration::Pass {
   }
 };
 
+// Flat arrays of some responses' training data, response by response.
+struct PpoIteration::Rows {
+  std::vector<std::size_t> offsets{0};
+  const Indices& samples;
+  const std::vector<Place>& places;
+  std::vector<std::size_t> ppo::Experience::*all_offsets;
+
+  Rows(const Indices& chosen, const std::vector<Place>& where,
+       std::vector<std::size_t> ppo::Experience::*experience_offsets)
+      : samples(chosen), places(where), all_offsets(experience_offsets) {
+    for (std::size_t i : samples) offsets.push_back(offsets.back() + end(i) - begin(i));
+  }
+  std::size_t begin(std::size_t i) const { return (places[i].experience->*all_offsets)[places[i].row]; }
+  std::size_t end(std::size_t i) const { return (places[i].experience->*all_offsets)[places[i].row + 1]; }
+  std::size_t length(std::size_t s) const { return offsets[s + 1] - offsets[s]; }
+
+  template <class T>
+  std::vector<T> gather(std::vector<T> ppo::Experience::*field) const {
+    std::vector<T> values;
+    for (std::size_t i : samples) {
+      const std::vector<T>& all = places[i].experience->*field;
+      if (all.empty()) return {};
+      values.insert(values.end(), all.begin() + at(begin(i)), all.begin() + at(end(i)));
+    }
+    return values;
+  }
+};
+
 PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl,
-                           std::int64_t iteration)
+                           std::int64_t iteration, std::vector<PpoResponse>& responses)
     : setting_(setting),
       algorithm_(setting.options.algorithm),
       models_(models),
       kl_(kl),
       iteration_(iteration),
-      before_(models.engine->statistics()),
-      slots_(algorithm_.prompts_per_step),
-      responses_(algorithm_.prompts_per_step * algorithm_.samples_per_prompt) {
-  models_.engine->forget_prefixes();  // the weights have changed
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) submit(slot, 0);
+      responses_(responses),
+      whole_batch_(ppo::needs_whole_batch(algorithm_)),
+      places_(responses.size()),
+      in_first_update_(responses.size()),
+      pool_(setting.options.max_tokens_per_micro_batch, members(0).size()),
+      updates_(num_optimizer_steps(algorithm_)) {
+  for (std::size_t i : members(0)) in_first_update_[i] = true;
 }
 
-// ---- generate ----
-
-void PpoIteration::submit(std::size_t slot, std::int64_t round) {
-  // Further rounds (dynamic sampling) take prompts from a shuffled stream of their own.
-  const auto items = step_items(setting_.data.train_prompts.size(), slots_.size(), iteration_,
-                                setting_.context.seed + 0x9e3779b9 * static_cast<std::uint64_t>(round),
-                                round == 0 ? setting_.options.prompt_order : ItemOrder::kShuffled);
-  slots_[slot] = {&setting_.data.train_prompts[items[slot]], round, 0};
-  GenerationRequest request =
-      make_request(*slots_[slot].prompt, setting_.rollout, models_.policy, setting_.data);
-  request.num_samples = static_cast<std::uint32_t>(algorithm_.samples_per_prompt);
-  request.seed = setting_.context.seed + static_cast<std::uint64_t>(iteration_) + 1;
-  // A prompt may occur twice in a batch: the slot keeps their draws apart.
-  request.prompt_id = slot + static_cast<std::uint64_t>(round) * slots_.size();
-  if (setting_.adjust_request)
-    setting_.adjust_request(request, static_cast<std::uint64_t>(iteration_) * slots_.size() + slot);
-  models_.engine->submit(std::move(request));
-}
-
-std::vector<schedule::SampleIndex> PpoIteration::generate() {
-  Indices finished;
-  while (finished.empty()) {
-    models_.engine->step(models_.policy.parameters().weights(), iteration_);
-    while (auto sample = models_.engine->try_take()) {
-      const std::size_t slot = sample->prompt_id % slots_.size();
-      accept(std::move(*sample));
-      const std::size_t per_slot = algorithm_.samples_per_prompt;
-      if (++slots_[slot].finished < per_slot || sample_again(slot)) continue;
-      for (std::size_t k = 0; k < per_slot; ++k) finished.push_back(slot * per_slot + k);
-    }
-  }
-  return finished;
-}
-
-void PpoIteration::accept(Sample sample) {
-  const std::size_t slot = sample.prompt_id % slots_.size();
-  PpoResponse response;
-  response.prompt = slots_[slot].prompt;
-  response.scored.group = slot;
-  sample.prompt_id = response.prompt->id;
-  if (models_.policy.has_tokenizer()) response.text = response_text(models_.policy, sample);
-  response.tokens = response.prompt->tokens;
-  response.tokens.insert(response.tokens.end(), sample.tokens.begin(), sample.tokens.end());
-  response.scored.rollout_log_probs = widen(sample.logprobs);
-  response.scored.log_probs = response.scored.rollout_log_probs;
-  response.scored.mask = sample.mask;
-  response.scored.ended = sample.finish_reason == FinishReason::kStop;
-  response.scored.truncated = sample.finish_reason == FinishReason::kLength;
-  response.sample = std::move(sample);
-  score_by_rules(response);
-  const std::size_t index = slot * algorithm_.samples_per_prompt + response.sample.sample_index;
-  responses_[index] = std::move(response);
-}
-
-// DAPO: a group whose responses all have the same reward teaches nothing; another prompt takes its place.
-bool PpoIteration::sample_again(std::size_t slot) {
-  const auto& dynamic = algorithm_.dynamic_sampling;
-  if (!dynamic.enabled || slots_[slot].round >= static_cast<std::int64_t>(dynamic.max_rounds)) return false;
-  const std::size_t first = slot * algorithm_.samples_per_prompt;
-  for (std::size_t k = 1; k < algorithm_.samples_per_prompt; ++k)
-    if (responses_[first + k].rule_score.total != responses_[first].rule_score.total) return false;
-  ++resampled_groups_;
-  submit(slot, slots_[slot].round + 1);
-  return true;
+std::vector<std::span<const TokenId>> PpoIteration::sequences(const Indices& samples) const {
+  std::vector<std::span<const TokenId>> sequences;
+  for (std::size_t i : samples) sequences.push_back(responses_[i].tokens);
+  return sequences;
 }
 
 // ---- score ----
 
-void PpoIteration::score_by_rules(PpoResponse& response) {
-  if (setting_.data.rules.empty()) return;
-  response.rule_score = setting_.data.rules.score({*response.prompt, response.sample, response.text});
-  response.scored.score = response.rule_score.total;
-}
-
 bool PpoIteration::recompute_old_log_probs() const {
   const OldLogProbs choice = setting_.options.old_log_probs;
   if (choice != OldLogProbs::kAuto) return choice == OldLogProbs::kRecompute;
+  // Off policy, a correction compares the sampler's log-probs with those of the weights that are trained.
+  const bool off_policy = setting_.schedule.staleness() > 0;
+  if (off_policy && algorithm_.correction.level != ppo::CorrectionLevel::kOff) return true;
   const SamplingOptions& sampling = setting_.rollout.sampling;
   return !keeps_all(sampling) || sampling.repetition_penalty != 1 || sampling.presence_penalty != 0 ||
          sampling.frequency_penalty != 0;
@@ -177,15 +111,31 @@ bool PpoIteration::has_next_value(const PpoResponse& response) const {
          static_cast<std::int64_t>(response.sample.tokens.size()) < setting_.rollout.max_new_tokens;
 }
 
-void PpoIteration::score(std::span<const schedule::SampleIndex> samples) {
+void PpoIteration::score(std::span<const std::size_t> samples) {
+  check_staleness(samples);
+  for (std::size_t i : samples) judge_by_rules(setting_.data, responses_[i]);
   if (!models_.reference && !models_.reward && !models_.critic && !recompute_old_log_probs()) return;
-  std::vector<std::span<const TokenId>> sequences;
-  for (std::size_t i : samples) sequences.push_back(responses_[i].tokens);
-  for (const Indices& part : split_into_passes(sequences, setting_.options.max_tokens_per_micro_batch)) {
+  const Indices all(samples.begin(), samples.end());
+  for (const Indices& part : split_into_passes(sequences(all), setting_.options.max_tokens_per_micro_batch)) {
     Indices chosen;
-    for (std::size_t i : part) chosen.push_back(samples[i]);
+    for (std::size_t i : part) chosen.push_back(all[i]);
     score_by_models(chosen);
   }
+}
+
+// Versions that a token's weights lie behind those it is trained on.
+void PpoIteration::check_staleness(std::span<const std::size_t> samples) {
+  for (std::size_t i : samples)
+    for (const WeightVersion version : responses_[i].sample.weight_versions) {
+      const auto staleness = static_cast<double>(iteration_ - static_cast<std::int64_t>(version));
+      if (staleness < 0 || staleness > static_cast<double>(setting_.schedule.staleness()))
+        fail<InternalError>("ppo: a token of prompt ", responses_[i].prompt->id, " was sampled with weights ",
+                            version, " and is trained in iteration ", iteration_,
+                            "; schedule.max_staleness is ", setting_.schedule.staleness());
+      staleness_sum_ += staleness;
+      staleness_max_ = std::max(staleness_max_, staleness);
+      ++staleness_count_;
+    }
 }
 
 // The layers that no model of the stage trains, once for all of them, and once an iteration while there is
@@ -216,109 +166,186 @@ void PpoIteration::run_trunk(const Indices& samples, const Pass& pass) {
   });
 }
 
+// Log-probs of all response tokens of a pass, after its trunk.
+std::vector<double> PpoIteration::log_probs(const DecoderWeights<float>& weights, const Pass& pass) {
+  std::vector<float> flat(pass.targets.size());
+  models_.pass.forward(weights, pass.rows, Keep::kNothing);
+  models_.pass.token_logprobs(weights, pass.targets, setting_.rollout.sampling.temperature, flat, {});
+  return {flat.begin(), flat.end()};
+}
+
+std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, const Pass& pass,
+                                          const std::vector<std::int64_t>& rows) {
+  std::vector<float> values(rows.size());
+  models_.pass.forward(weights, pass.rows, Keep::kNothing);
+  models_.pass.scalar_outputs(weights, rows, values);
+  return {values.begin(), values.end()};
+}
+
 // One pass over some responses: models that share a trunk run it once.
 void PpoIteration::score_by_models(const Indices& samples) {
   const Pass pass(responses_, samples);
-  SequencePass<float>& runner = models_.pass;
-  const auto& policy = models_.policy.parameters().weights();
   run_trunk(samples, pass);
-  const auto log_probs = [&](const DecoderWeights<float>& weights,
-                             std::vector<double> ppo::ScoredResponse::*field) {
-    std::vector<float> flat(pass.targets.size());
-    runner.forward(weights, pass.rows, Keep::kNothing);
-    runner.token_logprobs(weights, pass.targets, setting_.rollout.sampling.temperature, flat, {});
-    std::size_t next = 0;
+  const auto give = [&](const std::vector<double>& flat, std::vector<double> ppo::ScoredResponse::*field) {
+    auto next = flat.begin();
     for (std::size_t i : samples) {
-      const std::size_t n = responses_[i].sample.tokens.size();
-      (responses_[i].scored.*field).assign(flat.begin() + at(next), flat.begin() + at(next + n));
-      next += n;
+      const auto end = next + at(responses_[i].sample.tokens.size());
+      (responses_[i].scored.*field).assign(next, end);
+      next = end;
     }
   };
-  const auto scalars = [&](const DecoderWeights<float>& weights, const std::vector<std::int64_t>& rows) {
-    std::vector<float> values(rows.size());
-    runner.forward(weights, pass.rows, Keep::kNothing);
-    runner.scalar_outputs(weights, rows, values);
-    return values;
-  };
   if (recompute_old_log_probs()) {
-    log_probs(policy, &ppo::ScoredResponse::log_probs);
-    for (std::size_t i : samples)
-      for (std::size_t t = 0; t < responses_[i].sample.tokens.size(); ++t) {
-        if (!responses_[i].sample.mask[t]) continue;
-        const ppo::ScoredResponse& scored = responses_[i].scored;
-        const double gap = std::abs(scored.log_probs[t] - scored.rollout_log_probs[t]);
-        gap_sum_ += gap;
-        gap_max_ = std::max(gap_max_, gap);
-        ++gap_count_;
-      }
+    give(log_probs(models_.policy.parameters().weights(), pass), &ppo::ScoredResponse::log_probs);
+    measure_gap(samples);
   }
-  if (models_.reference) log_probs(models_.reference->weights(), &ppo::ScoredResponse::reference_log_probs);
+  if (models_.reference)
+    give(log_probs(models_.reference->weights(), pass), &ppo::ScoredResponse::reference_log_probs);
   if (models_.reward) {
     std::vector<std::int64_t> last;
     for (std::size_t s = 0; s < samples.size(); ++s) last.push_back(pass.rows.last_row(s));
-    const auto scores = scalars(models_.reward->weights(), last);
+    const auto scores = scalars(models_.reward->weights(), pass, last);
     for (std::size_t s = 0; s < samples.size(); ++s) {
       PpoResponse& response = responses_[samples[s]];
-      response.model_score = static_cast<double>(scores[s]);
+      response.model_score = scores[s];
       response.scored.score += setting_.options.reward_model_weight * response.model_score;
     }
   }
-  if (models_.critic) {
-    std::vector<std::int64_t> rows;
-    for (std::size_t s = 0; s < samples.size(); ++s) {
-      const PpoResponse& response = responses_[samples[s]];
-      const std::size_t n = response.sample.tokens.size() + has_next_value(response);
-      for (std::size_t t = 0; t < n; ++t) rows.push_back(pass.rows.row(s, response.predictor(t)));
-    }
-    const auto values = scalars(models_.critic->weights(), rows);
-    std::size_t next = 0;
-    for (std::size_t i : samples) {
-      const std::size_t n = responses_[i].sample.tokens.size() + has_next_value(responses_[i]);
-      responses_[i].scored.values.assign(values.begin() + at(next), values.begin() + at(next + n));
-      next += n;
-    }
+  if (models_.critic) score_by_critic(samples, pass);
+}
+
+void PpoIteration::score_by_critic(const Indices& samples, const Pass& pass) {
+  std::vector<std::int64_t> rows;
+  const auto num_values = [&](std::size_t i) {
+    return responses_[i].sample.tokens.size() + has_next_value(responses_[i]);
+  };
+  for (std::size_t s = 0; s < samples.size(); ++s)
+    for (std::size_t t = 0; t < num_values(samples[s]); ++t)
+      rows.push_back(pass.rows.row(s, responses_[samples[s]].predictor(t)));
+  const auto values = scalars(models_.critic->weights(), pass, rows);
+  auto next = values.begin();
+  for (std::size_t i : samples) {
+    responses_[i].scored.values.assign(next, next + at(num_values(i)));
+    next += at(num_values(i));
   }
+}
+
+void PpoIteration::measure_gap(const Indices& samples) {
+  for (std::size_t i : samples)
+    for (std::size_t t = 0; t < responses_[i].sample.tokens.size(); ++t) {
+      if (!responses_[i].sample.mask[t]) continue;
+      const ppo::ScoredResponse& scored = responses_[i].scored;
+      const double gap = std::abs(scored.log_probs[t] - scored.rollout_log_probs[t]);
+      gap_sum_ += gap;
+      gap_max_ = std::max(gap_max_, gap);
+      ++gap_count_;
+    }
 }
 
 // ---- advantages ----
 
-void PpoIteration::compute_advantages() {
+std::size_t num_optimizer_steps(const ppo::PpoOptions& algorithm) {
+  const std::size_t n = algorithm.prompts_per_step * algorithm.samples_per_prompt;
+  return algorithm.epochs * std::min(algorithm.mini_batches, n);
+}
+
+// The responses of an optimizer step, in the order drawn for its epoch.
+PpoIteration::Indices PpoIteration::members(std::size_t step) const {
+  const std::size_t n = responses_.size(), parts = std::min(algorithm_.mini_batches, n);
+  const std::size_t epoch = step / parts, m = step % parts;
+  const auto order = epoch_order(n, setting_.context.seed ^ 0x0bad5eed,
+                                 static_cast<std::uint64_t>(iteration_) * algorithm_.epochs + epoch);
+  return {order.begin() + at(m * n / parts), order.begin() + at((m + 1) * n / parts)};
+}
+
+void PpoIteration::compute_advantages(std::span<const std::size_t> samples) {
+  num_advantaged_ += samples.size();
+  if (!whole_batch_)
+    for (std::size_t begin = 0; begin < samples.size();) {
+      std::size_t end = begin;
+      while (end < samples.size() &&
+             responses_[samples[end]].scored.group == responses_[samples[begin]].scored.group)
+        ++end;
+      prepare_group({samples.begin() + at(begin), samples.begin() + at(end)});
+      begin = end;
+    }
+  if (num_advantaged_ == responses_.size()) complete();
+}
+
+// A response without advantage is not computed where its gradient would be 0: with group baselines that is
+// every group whose answers are all alike.
+bool PpoIteration::trains(std::size_t response) const {
+  if (models_.critic || !ppo::vanishes_with_advantage(algorithm_.policy)) return true;
+  const auto& [experience, row] = places_[response];
+  for (std::size_t t = experience->offsets[row]; t < experience->offsets[row + 1]; ++t)
+    if (experience->mask[t] && experience->advantages[t] != 0) return true;
+  return false;
+}
+
+// A group whose advantages need no other: what belongs to the first optimizer step can be trained at once.
+void PpoIteration::prepare_group(const Indices& group) {
+  Update& update = updates_.front();
+  update.begun_early = true;
+  update.policy.total_tokens = update.policy.total_sequences = 1;
+  update.value = update.policy;
+  std::vector<ppo::ScoredResponse> scored;
+  bool counts = false;
+  for (std::size_t i : group) {
+    scored.push_back(responses_[i].scored);
+    counts |= ppo::has_counting_token(algorithm_, scored.back());
+  }
+  if (counts) {
+    parts_.push_back(ppo::compute_experience(algorithm_, kl_.coefficient(), scored));
+    for (std::size_t k = 0; k < group.size(); ++k) places_[group[k]] = {&parts_.back(), k};
+  }
+  Indices trained;
+  std::size_t skipped = 0;
+  for (std::size_t i : group) {
+    if (!in_first_update_[i]) continue;
+    if (counts && trains(i))
+      trained.push_back(i);
+    else
+      ++skipped;
+  }
+  for (Indices& part : pool_.add(trained, sequences(trained), skipped))
+    update.micro_batches.push_back(std::move(part));
+}
+
+void PpoIteration::complete() {
   std::vector<ppo::ScoredResponse> scored;
   for (const PpoResponse& response : responses_) scored.push_back(response.scored);
   experience_ = ppo::compute_experience(algorithm_, kl_.coefficient(), scored);
   kl_.update(experience_.mean_kl, scored.size());
-  plan_updates();
+  for (std::size_t i = 0; i < places_.size(); ++i) places_[i] = {&experience_, i};
+  parts_.clear();
+  for (std::size_t step = 0; step < updates_.size(); ++step) plan_update(step);
+  for (std::size_t i = 0; i < responses_.size(); ++i) num_skipped_ += !trains(i);
 }
 
-std::size_t PpoIteration::num_optimizer_steps() const {
-  return algorithm_.epochs * std::min(algorithm_.mini_batches, responses_.size());
-}
-
-std::size_t PpoIteration::num_micro_batches(std::size_t step) const {
-  return updates_.at(step).micro_batches.size();
-}
-
-void PpoIteration::plan_updates() {
-  const std::size_t n = responses_.size(), parts = std::min(algorithm_.mini_batches, n);
-  for (std::size_t step = 0; step < num_optimizer_steps(); ++step) {
-    const std::size_t epoch = step / parts, m = step % parts;
-    const auto order = epoch_order(n, setting_.context.seed ^ 0x0bad5eed,
-                                   static_cast<std::uint64_t>(iteration_) * algorithm_.epochs + epoch);
-    const Indices chosen(order.begin() + at(m * n / parts), order.begin() + at((m + 1) * n / parts));
-    Update update;
-    const RowSelection tokens(experience_.offsets, chosen);
-    update.policy = totals(tokens, tokens.gather(experience_.mask));
-    if (models_.critic) {
-      const RowSelection values(experience_.value_offsets, chosen);
-      update.value = totals(values, values.gather(experience_.value_mask));
-    }
-    std::vector<std::span<const TokenId>> sequences;
-    for (std::size_t i : chosen) sequences.push_back(responses_[i].tokens);
-    for (const Indices& part : split_into_passes(sequences, setting_.options.max_tokens_per_micro_batch)) {
-      update.micro_batches.emplace_back();
-      for (std::size_t i : part) update.micro_batches.back().push_back(chosen[i]);
-    }
-    updates_.push_back(std::move(update));
+void PpoIteration::plan_update(std::size_t step) {
+  Update& update = updates_[step];
+  const Indices chosen = members(step);
+  const Rows tokens(chosen, places_, &ppo::Experience::offsets);
+  const auto mask = tokens.gather(&ppo::Experience::mask);
+  const auto totals = ppo::scope_totals(algorithm_.policy, {tokens.offsets, mask});
+  ppo::AggregationContext value_totals;
+  if (models_.critic) {
+    const Rows values(chosen, places_, &ppo::Experience::value_offsets);
+    const auto value_mask = values.gather(&ppo::Experience::value_mask);
+    value_totals = ppo::scope_totals(algorithm_.value.aggregation, {values.offsets, value_mask});
+  }
+  if (update.begun_early) {
+    update.policy_divisor = ppo::scope_divisor(algorithm_.policy, totals);
+    update.value_divisor = ppo::scope_divisor(algorithm_.value.aggregation, value_totals);
+    return;
+  }
+  update.policy = totals;
+  update.value = value_totals;
+  Indices trained;
+  std::ranges::copy_if(chosen, std::back_inserter(trained), [&](std::size_t i) { return trains(i); });
+  for (const Indices& part :
+       split_into_passes(sequences(trained), setting_.options.max_tokens_per_micro_batch)) {
+    update.micro_batches.emplace_back();
+    for (std::size_t i : part) update.micro_batches.back().push_back(trained[i]);
   }
 }
 
@@ -340,13 +367,14 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   models_.pass.forward(weights, pass.rows, Keep::kForBackward);
   models_.pass.token_logprobs(weights, pass.targets, temperature, logprobs, entropies);
 
-  const RowSelection tokens(experience_.offsets, samples);
-  const auto log_probs = widen(logprobs), entropy = widen(entropies);
-  const auto mask = tokens.gather(experience_.mask);
-  const auto old_log_probs = tokens.gather(experience_.old_log_probs);
-  const auto advantages = tokens.gather(experience_.advantages);
-  const auto reference = tokens.gather(experience_.reference_log_probs);
-  const auto importance = tokens.gather(experience_.importance_weights);
+  const Rows tokens(samples, places_, &ppo::Experience::offsets);
+  const std::vector<double> log_probs(logprobs.begin(), logprobs.end());
+  const std::vector<double> entropy(entropies.begin(), entropies.end());
+  const auto mask = tokens.gather(&ppo::Experience::mask);
+  const auto old_log_probs = tokens.gather(&ppo::Experience::old_log_probs);
+  const auto advantages = tokens.gather(&ppo::Experience::advantages);
+  const auto reference = tokens.gather(&ppo::Experience::reference_log_probs);
+  const auto importance = tokens.gather(&ppo::Experience::importance_weights);
   ppo::PolicyLossInputs inputs;
   inputs.rows = {tokens.offsets, mask};
   inputs.log_probs = log_probs;
@@ -365,19 +393,20 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
                                        narrow(loss.d_entropies));
   models_.pass.backward(weights, pass.rows);
 
-  loss_sums_["loss/policy"] += loss.policy_loss;
-  loss_sums_["policy/clip_fraction"] += loss.metrics.clip_fraction;
-  loss_sums_["policy/approx_kl"] += loss.metrics.approx_kl_k2;
-  loss_sums_["policy/ratio_mean"] += loss.metrics.ratio_mean;
-  loss_sums_["policy/ratio_variance"] += loss.metrics.ratio_variance;
-  loss_sums_["policy/entropy"] += std::accumulate(entropy.begin(), entropy.end(), 0.0) /
+  auto& losses = updates_[step].losses;
+  losses["loss/policy"] += loss.policy_loss;
+  if (algorithm_.policy.kl.coefficient > 0) losses["loss/kl"] += loss.kl_loss;
+  pass_sums_["policy/clip_fraction"] += loss.metrics.clip_fraction;
+  pass_sums_["policy/approx_kl"] += loss.metrics.approx_kl_k2;
+  pass_sums_["policy/ratio_mean"] += loss.metrics.ratio_mean;
+  pass_sums_["policy/ratio_variance"] += loss.metrics.ratio_variance;
+  pass_sums_["policy/entropy"] += std::accumulate(entropy.begin(), entropy.end(), 0.0) /
                                   static_cast<double>(std::max<std::size_t>(1, entropy.size()));
-  if (algorithm_.policy.kl.coefficient > 0) loss_sums_["loss/kl"] += loss.kl_loss;
 }
 
 void PpoIteration::train_critic(const Indices& samples, const Pass& pass, std::size_t step) {
   const auto& weights = models_.critic->weights();
-  const RowSelection selection(experience_.value_offsets, samples);
+  const Rows selection(samples, places_, &ppo::Experience::value_offsets);
   std::vector<std::int64_t> rows;
   for (std::size_t s = 0; s < samples.size(); ++s)
     for (std::size_t t = 0; t < selection.length(s); ++t)
@@ -386,10 +415,10 @@ void PpoIteration::train_critic(const Indices& samples, const Pass& pass, std::s
   models_.pass.forward(weights, pass.rows, Keep::kForBackward);
   models_.pass.scalar_outputs(weights, rows, outputs);
 
-  const auto values = widen(outputs);
-  const auto mask = selection.gather(experience_.value_mask);
-  const auto old_values = selection.gather(experience_.old_values);
-  const auto returns = selection.gather(experience_.returns);
+  const std::vector<double> values(outputs.begin(), outputs.end());
+  const auto mask = selection.gather(&ppo::Experience::value_mask);
+  const auto old_values = selection.gather(&ppo::Experience::old_values);
+  const auto returns = selection.gather(&ppo::Experience::returns);
   const ppo::ValueLossResult loss = ppo::value_loss(
       algorithm_.value, {{selection.offsets, mask}, values, old_values, returns, updates_[step].value});
   if (!std::isfinite(loss.loss))
@@ -398,9 +427,9 @@ void PpoIteration::train_critic(const Indices& samples, const Pass& pass, std::s
   models_.pass.scalar_outputs_backward(weights, rows, narrow(loss.d_values));
   models_.pass.backward(weights, pass.rows);
 
-  loss_sums_["loss/value"] += loss.loss;
-  loss_sums_["value/clip_fraction"] += loss.clip_fraction;
-  loss_sums_["value/explained_variance"] += loss.explained_variance;
+  updates_[step].losses["loss/value"] += loss.loss;
+  pass_sums_["value/clip_fraction"] += loss.clip_fraction;
+  pass_sums_["value/explained_variance"] += loss.explained_variance;
 }
 
 std::string PpoIteration::prompt_ids(const Indices& samples) const {
@@ -417,17 +446,22 @@ double PpoIteration::learning_rate(const ppo::OptimizerOptions& options) const {
                                                       static_cast<std::size_t>(setting_.options.iterations));
 }
 
-void PpoIteration::optimize(std::size_t) {
+void PpoIteration::optimize(std::size_t step) {
   const Compute<float>& compute = setting_.context.compute;
-  const auto step = [&](Optimizer<float>& optimizer, Parameters<float>& parameters, double& norms) {
-    const auto result = optimizer.step(compute, parameters, learning_rate(optimizer.options()));
+  const Update& update = updates_.at(step);
+  const auto take = [&](Optimizer<float>& optimizer, Parameters<float>& parameters, double divisor,
+                        double& norms) {
+    const auto result = optimizer.step(compute, parameters, learning_rate(optimizer.options()), 1 / divisor);
     if (result.skipped)
       ++skipped_steps_;
     else
       norms += result.gradient_norm;
   };
-  step(models_.policy_optimizer, models_.policy.parameters(), gradient_norms_);
-  if (models_.critic) step(*models_.critic_optimizer, *models_.critic, critic_gradient_norms_);
+  take(models_.policy_optimizer, models_.policy.parameters(), update.policy_divisor, gradient_norms_);
+  if (models_.critic)
+    take(*models_.critic_optimizer, *models_.critic, update.value_divisor, critic_gradient_norms_);
+  for (const auto& [name, sum] : update.losses)
+    loss_sums_[name] += sum / (name == "loss/value" ? update.value_divisor : update.policy_divisor);
   ++num_optimized_;
 }
 
@@ -461,24 +495,23 @@ Metrics PpoIteration::metrics() const {
     for (const auto& [task, sums] : tasks) out.emplace_back("reward/task/" + task, sums.first / sums.second);
   out.emplace_back("rollout/mean_length", length);
   out.emplace_back("rollout/eos_rate", ended);
-  if (algorithm_.dynamic_sampling.enabled) out.emplace_back("rollout/resampled_groups", resampled_groups_);
   if (gap_count_ > 0) {
     out.emplace_back("rollout/logprob_gap_mean", gap_sum_ / gap_count_);
     out.emplace_back("rollout/logprob_gap_max", gap_max_);
   }
-  const GenerationStatistics& after = models_.engine->statistics();
-  const double decode_seconds = after.decode_only_seconds - before_.decode_only_seconds;
-  if (decode_seconds > 0)
-    out.emplace_back(
-        "rollout/decode_tokens_per_s",
-        static_cast<double>(after.decode_only_tokens - before_.decode_only_tokens) / decode_seconds);
-  for (const auto& [name, sum] : loss_sums_)
-    out.emplace_back(name, sum / static_cast<double>(std::max<std::size_t>(1, num_trained_)));
-  for (const auto& [name, value] : experience_.metrics) out.emplace_back(name, value);
+  if (setting_.schedule.staleness() > 0 && staleness_count_ > 0) {
+    out.emplace_back("rollout/staleness_mean", staleness_sum_ / staleness_count_);
+    out.emplace_back("rollout/staleness_max", staleness_max_);
+  }
+  const double passes = static_cast<double>(std::max<std::size_t>(1, num_trained_));
   const double steps = static_cast<double>(std::max<std::size_t>(1, num_optimized_));
+  for (const auto& [name, sum] : loss_sums_) out.emplace_back(name, sum / steps);
+  for (const auto& [name, sum] : pass_sums_) out.emplace_back(name, sum / passes);
+  for (const auto& [name, value] : experience_.metrics) out.emplace_back(name, value);
   out.emplace_back("train/gradient_norm", gradient_norms_ / steps);
   if (models_.critic) out.emplace_back("train/critic_gradient_norm", critic_gradient_norms_ / steps);
   out.emplace_back("train/skipped_steps", skipped_steps_);
+  out.emplace_back("train/without_gradient", static_cast<double>(num_skipped_) / n);
   out.emplace_back("train/learning_rate", learning_rate(models_.policy_optimizer.options()));
   out.emplace_back("train/kl_coefficient", kl_.coefficient());
   return out;

@@ -44,14 +44,20 @@ std::int64_t shared_trunk_layers(const DecoderWeights<float>& a, const DecoderWe
 
 PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const TaskData& data,
                      const RolloutOptions& rollout, const PpoStageOptions& options,
-                     const StageContext& context)
+                     const StageContext& context, const ScheduleOptions& schedule)
     : policy(policy_),
       reference(ppo::needs_reference(options.algorithm) ? frozen.reference : nullptr),
       reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
       policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size()),
-      engine(make_engine(policy, rollout, data.train_prompts, context.compute)),
       pass(policy.config(), context.compute) {
   check_inputs(frozen, data, options);
+  const auto scheduling = schedule.make_policy();
+  if (scheduling->max_staleness() > 0) snapshot.emplace(policy.parameters().snapshot());
+  if (scheduling->overlaps())
+    generate_pool = std::make_unique<ThreadPool>(context.compute.pool().num_threads());
+  engine = make_engine(
+      policy, rollout, data.train_prompts,
+      Compute<float>(generate_pool ? *generate_pool : context.compute.pool(), kernels::detect_cpu_isa()));
   const Parameters<float>* base = frozen.critic_base;
   if (ppo::needs_critic(options.algorithm)) {
     ModelConfig config = policy.config();

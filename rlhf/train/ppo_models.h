@@ -8,6 +8,7 @@
 #include "rlhf/train/generation.h"
 #include "rlhf/train/optimizer.h"
 #include "rlhf/train/ppo_options.h"
+#include "rlhf/train/schedule_options.h"
 #include "rlhf/train/stage.h"
 
 namespace rlhf {
@@ -24,7 +25,8 @@ struct FrozenModels {
 struct PpoModels {
   /// @throws InvalidArgument when the options need a model or a reward that is not there.
   PpoModels(LanguageModel& policy, const FrozenModels& frozen, const TaskData& data,
-            const RolloutOptions& rollout, const PpoStageOptions& options, const StageContext& context);
+            const RolloutOptions& rollout, const PpoStageOptions& options, const StageContext& context,
+            const ScheduleOptions& schedule);
 
   LanguageModel& policy;
   const Parameters<float>* reference;
@@ -32,10 +34,16 @@ struct PpoModels {
   std::optional<Parameters<float>> critic;
   Optimizer<float> policy_optimizer;
   std::optional<Optimizer<float>> critic_optimizer;
+  std::optional<Parameters<float>> snapshot;  ///< what generation reads off-policy
+  std::unique_ptr<ThreadPool> generate_pool;  ///< of the generate lane; null = it has the train lane's
   std::unique_ptr<RolloutEngine> engine;
   SequencePass<float> pass;
   std::uint64_t trunk_cache_bytes = 0;
   std::int64_t trunk_layers = 0;  ///< leading layers that all models have in common; 0 = none
+
+  const DecoderWeights<float>& generation_weights() const {
+    return snapshot ? snapshot->weights() : policy.parameters().weights();
+  }
 };
 
 /// Number of leading layers (embedding included) whose weights two models share in memory.

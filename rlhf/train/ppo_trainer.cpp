@@ -3,73 +3,82 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "rlhf/core/clock.h"
 #include "rlhf/core/error.h"
-#include "rlhf/schedule/policy.h"
 
 namespace rlhf {
-namespace {
-
-// What fn returns; an error of it is thrown on with the number of the iteration before its message.
-template <class Fn>
-auto in_iteration(std::int64_t number, const Fn& fn) {
-  try {
-    return fn();
-  } catch (const Error& error) {
-    fail<Error>("ppo: iteration ", number, ": ", error.what());
-  }
-}
-
-}  // namespace
 
 PpoTrainer::PpoTrainer(LanguageModel& policy, const FrozenModels& frozen, const PpoSetting& setting)
     : setting_(setting),
-      models_(policy, frozen, setting.data, setting.rollout, setting.options, setting.context),
+      policy_(setting.schedule.make_policy()),
+      models_(policy, frozen, setting.data, setting.rollout, setting.options, setting.context,
+              setting.schedule),
       kl_(setting.options.algorithm.kl.controller, setting.options.algorithm.kl.coefficient) {}
 
-void PpoTrainer::run() {
+void PpoTrainer::run(const schedule::TraceSink& trace) {
   std::vector<LearningModel> learning = {{"policy", &models_.policy.parameters(), &models_.policy_optimizer}};
   if (models_.critic) learning.push_back({"value", &*models_.critic, &*models_.critic_optimizer});
+  // Weights that generation still reads when an iteration ends; in-flight updates read the newest.
+  const bool lags = models_.snapshot && !policy_->updates_in_flight();
+  if (lags) learning.push_back({"snapshot", &*models_.snapshot, nullptr});
   StageCheckpoint checkpoint(setting_.context, "ppo", learning);
   std::map<std::string, double> numbers = {{"kl_coefficient", kl_.coefficient()}};
-  std::int64_t done = checkpoint.restore(numbers);
-  kl_.restore(numbers["kl_coefficient"]);
 
-  schedule::SerialPolicy schedule;
-  setting_.context.observer->stage_begin("ppo", setting_.options.iterations);
-  for (; done < setting_.options.iterations; ++done) {
-    PpoIteration iteration(setting_, models_, kl_, done);
-    const auto times = in_iteration(
-        done + 1, [&] { return schedule::run_iteration(schedule, iteration, done, steady_clock(), {}); });
-    report(iteration, times, done + 1);
-    numbers["kl_coefficient"] = kl_.coefficient();
-    checkpoint.after_step(done + 1, setting_.options.iterations, numbers);
-  }
+  schedule::ExecutorOptions options;
+  options.first = checkpoint.restore(numbers);
+  options.last = setting_.options.iterations;
+  options.published = lags ? std::max<std::int64_t>(0, options.first - 1) : options.first;
+  options.sink = trace;
+  kl_.restore(numbers["kl_coefficient"]);
+  if (models_.snapshot && !lags)
+    std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
+
+  PpoWorkload workload(
+      setting_, models_, kl_, options.first, options.published,
+      [&](std::int64_t iteration, const PpoWorkload::Batch& batch, const schedule::IterationTimes& times) {
+        report(batch, times, iteration + 1);
+        numbers["kl_coefficient"] = kl_.coefficient();
+        checkpoint.after_step(iteration + 1, options.last, numbers);
+      });
+  setting_.context.observer->stage_begin("ppo", options.last);
+  schedule::run(*policy_, workload, options);
   checkpoint.remove();
 }
 
-void PpoTrainer::report(const PpoIteration& iteration, const schedule::IterationTimes& times,
+void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times,
                         std::int64_t number) {
+  using schedule::Lane;
   using schedule::Task;
+  const std::vector<PpoResponse>& responses = batch.rollout.responses();
   double tokens = 0;
-  for (const PpoResponse& response : iteration.responses())
-    tokens += static_cast<double>(response.sample.tokens.size());
-  Metrics metrics = iteration.metrics();
-  metrics.emplace_back("time/generate_s", times.seconds(Task::kGenerate));
-  metrics.emplace_back("time/score_s", times.seconds(Task::kScore) + times.seconds(Task::kAdvantage));
-  metrics.emplace_back("time/train_s", times.seconds(Task::kTrain) + times.seconds(Task::kOptimize));
+  for (const PpoResponse& response : responses) tokens += static_cast<double>(response.sample.tokens.size());
+  Metrics metrics = batch.training.metrics();
+  if (setting_.options.algorithm.dynamic_sampling.enabled)
+    metrics.emplace_back("rollout/resampled_groups",
+                         static_cast<double>(batch.rollout.num_resampled_groups()));
+  if (const double rate = batch.rollout.decode_tokens_per_s(); rate > 0)
+    metrics.emplace_back("rollout/decode_tokens_per_s", rate);
+  const double generate = times.seconds(Task::kGenerate);
+  const double score = times.seconds(Task::kScore) + times.seconds(Task::kAdvantage);
+  const double train = times.seconds(Task::kTrain) + times.seconds(Task::kOptimize);
+  metrics.emplace_back("time/generate_s", generate);
+  metrics.emplace_back("time/score_s", score);
+  metrics.emplace_back("time/train_s", train);
   metrics.emplace_back("time/iteration_s", times.wall_s);
+  if (policy_->overlaps()) {
+    metrics.emplace_back("time/overlap", (generate + score + train) / times.wall_s);
+    metrics.emplace_back("time/generate_wait_s", times.waited(Lane::kGenerate));
+    metrics.emplace_back("time/train_wait_s", times.waited(Lane::kTrain));
+  }
   metrics.emplace_back("tokens_per_s", tokens / times.wall_s);
-  metrics.emplace_back("samples_per_s", static_cast<double>(iteration.responses().size()) / times.wall_s);
-  log_samples(iteration, number);
+  metrics.emplace_back("samples_per_s", static_cast<double>(responses.size()) / times.wall_s);
+  log_samples(responses, number);
   setting_.context.observer->step("ppo", number, setting_.options.iterations, metrics);
 }
 
-void PpoTrainer::log_samples(const PpoIteration& iteration, std::int64_t number) {
-  const auto count =
-      std::min(static_cast<std::size_t>(setting_.options.samples_to_log), iteration.responses().size());
+void PpoTrainer::log_samples(const std::vector<PpoResponse>& responses, std::int64_t number) {
+  const auto count = std::min(static_cast<std::size_t>(setting_.options.samples_to_log), responses.size());
   for (std::size_t i = 0; i < count; ++i) {
-    const PpoResponse& response = iteration.responses()[i];
+    const PpoResponse& response = responses[i];
     nlohmann::json line = {
         {"iteration", number},           {"prompt_id", response.prompt->id},
         {"task", response.prompt->task}, {"prompt", response.prompt->text},

@@ -1,25 +1,27 @@
 #pragma once
 
 #include "rlhf/ppo/kl.h"
-#include "rlhf/schedule/recorder.h"
+#include "rlhf/schedule/executor.h"
 #include "rlhf/train/checkpoint.h"
-#include "rlhf/train/ppo_iteration.h"
+#include "rlhf/train/ppo_workload.h"
 
 namespace rlhf {
 
-/// Trains a policy with PPO or a relative. One iteration is PpoIteration's tasks under a scheduling policy.
+/// Trains a policy with PPO or a relative: PpoWorkload's iterations under the scheduling policy of the run.
 class PpoTrainer {
  public:
   PpoTrainer(LanguageModel& policy, const FrozenModels& frozen, const PpoSetting& setting);
 
-  /// Runs all iterations. @throws StageStopped; Error naming iteration and phase when a number is not finite.
-  void run();
+  /// Runs all iterations. @param trace receives what the lanes do; may be empty
+  /// @throws StageStopped; Error naming iteration and phase when a number is not finite.
+  void run(const schedule::TraceSink& trace = {});
 
  private:
-  void report(const PpoIteration& iteration, const schedule::IterationTimes& times, std::int64_t number);
-  void log_samples(const PpoIteration& iteration, std::int64_t number);
+  void report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times, std::int64_t number);
+  void log_samples(const std::vector<PpoResponse>& responses, std::int64_t number);
 
   PpoSetting setting_;
+  std::unique_ptr<schedule::Policy> policy_;
   PpoModels models_;
   ppo::KlController kl_;
 };

@@ -11,6 +11,7 @@
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/ppo_options.h"
 #include "rlhf/train/reward_model.h"
+#include "rlhf/train/schedule_options.h"
 #include "rlhf/train/sft.h"
 
 namespace rlhf {
@@ -147,15 +148,6 @@ struct EvalSection {
   }
 };
 
-enum class ScheduleMode { kSerial };
-struct ScheduleSection {
-  ScheduleMode mode = ScheduleMode::kSerial;
-  template <class V>
-  void visit_fields(V& v) {
-    v.choice("mode", mode, {{"serial", ScheduleMode::kSerial}}, "Order of generation, scoring and training");
-  }
-};
-
 struct MemorySection {
   config::MemorySize budget{0, 90.0};
   template <class V>
@@ -178,7 +170,7 @@ struct RunOptions {
   RolloutOptions rollout;
   PpoStageOptions ppo;
   EvalSection eval;
-  ScheduleSection schedule;
+  ScheduleOptions schedule;
   MemorySection memory;
 
   template <class V>

@@ -36,6 +36,7 @@ struct GenerationRequest {
   std::vector<TokenId> prompt;  ///< at least one token
   std::uint32_t num_samples = 1;
   std::uint32_t first_sample_index = 0;
+  std::uint64_t tag = 0;   ///< handed on to the samples
   std::uint64_t seed = 0;  ///< draws are a function of (seed, prompt_id, sample index, position)
   SamplingOptions sampling;
   StopOptions stop;

@@ -143,6 +143,7 @@ void RolloutEngine::fork(Group& group) {
   auto sequence = std::make_unique<Sequence>();
   sequence->group = &group;
   sequence->sample.prompt_id = group.request.prompt_id;
+  sequence->sample.tag = group.request.tag;
   sequence->sample.sample_index = group.request.first_sample_index + group.started;
   const std::int64_t shared = group.prefix_tokens() / kB;
   for (std::int64_t b = 0; b < shared; ++b) {

@@ -1,0 +1,56 @@
+#pragma once
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "reward/scoring/composition.h"
+#include "rlhf/data/sample.h"
+#include "rlhf/ppo/experience.h"
+#include "rlhf/train/generation.h"
+#include "rlhf/train/ppo_options.h"
+#include "rlhf/train/schedule_options.h"
+#include "rlhf/train/stage.h"
+
+namespace rlhf {
+
+/// What surrounds the iterations of a PPO stage.
+struct PpoSetting {
+  const TaskData& data;
+  const RolloutOptions& rollout;
+  const PpoStageOptions& options;
+  const StageContext& context;
+  ScheduleOptions schedule = {};
+  /// Changes the request of a rollout slot before it is submitted, e.g. to give it a recorded length. Slots
+  /// count over the run: iteration * prompts_per_step + place in the batch. Empty = nothing is changed.
+  std::function<void(GenerationRequest& request, std::uint64_t slot)> adjust_request = {};
+};
+
+/// One response of a rollout batch and all that is known about it. Written by the generate lane until its
+/// group is complete, by the train lane after that.
+struct PpoResponse {
+  const Prompt* prompt = nullptr;
+  Sample sample;
+  std::string text;
+  std::vector<TokenId> tokens;  ///< prompt and response
+  bool judged = false;          ///< rule_score is there
+  Score rule_score;
+  double model_score = 0;
+  ppo::ScoredResponse scored;
+  std::vector<float> trunk;  ///< [tokens, D] of the frozen layers; empty when it is not kept
+
+  /// Position whose hidden state predicts response token t.
+  std::int64_t predictor(std::size_t t) const {
+    return static_cast<std::int64_t>(prompt->tokens.size() + t) - 1;
+  }
+};
+
+/// Scores a response by the rules of the task, once.
+inline void judge_by_rules(const TaskData& data, PpoResponse& response) {
+  if (response.judged || data.rules.empty()) return;
+  response.rule_score = data.rules.score({*response.prompt, response.sample, response.text});
+  response.scored.score = response.rule_score.total;
+  response.judged = true;
+}
+
+}  // namespace rlhf

@@ -1,0 +1,88 @@
+#include "rlhf/train/ppo_rollout.h"
+
+namespace rlhf {
+
+PpoRollout::PpoRollout(const PpoSetting& setting, PpoModels& models, std::int64_t iteration)
+    : setting_(setting),
+      algorithm_(setting.options.algorithm),
+      models_(models),
+      iteration_(iteration),
+      slots_(algorithm_.prompts_per_step),
+      responses_(algorithm_.prompts_per_step * algorithm_.samples_per_prompt) {}
+
+void PpoRollout::start() {
+  before_ = models_.engine->statistics();
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) submit(slot, 0);
+}
+
+void PpoRollout::submit(std::size_t slot, std::int64_t round) {
+  // Further rounds (dynamic sampling) take prompts from a shuffled stream of their own.
+  const auto items = step_items(setting_.data.train_prompts.size(), slots_.size(), iteration_,
+                                setting_.context.seed + 0x9e3779b9 * static_cast<std::uint64_t>(round),
+                                round == 0 ? setting_.options.prompt_order : ItemOrder::kShuffled);
+  slots_[slot] = {&setting_.data.train_prompts[items[slot]], round, 0};
+  GenerationRequest request =
+      make_request(*slots_[slot].prompt, setting_.rollout, models_.policy, setting_.data);
+  request.num_samples = static_cast<std::uint32_t>(algorithm_.samples_per_prompt);
+  request.seed = setting_.context.seed + static_cast<std::uint64_t>(iteration_) + 1;
+  // A prompt may occur twice in a batch: the slot keeps their draws apart.
+  request.prompt_id = slot + static_cast<std::uint64_t>(round) * slots_.size();
+  request.tag = static_cast<std::uint64_t>(iteration_);
+  if (setting_.adjust_request)
+    setting_.adjust_request(request, static_cast<std::uint64_t>(iteration_) * slots_.size() + slot);
+  models_.engine->submit(std::move(request));
+}
+
+std::vector<std::size_t> PpoRollout::accept(Sample sample) {
+  const std::size_t slot = sample.prompt_id % slots_.size();
+  const std::size_t first = slot * algorithm_.samples_per_prompt;
+  PpoResponse response = make_response(std::move(sample), slot);
+  const std::size_t index = first + response.sample.sample_index;
+  responses_[index] = std::move(response);
+  if (++slots_[slot].finished < algorithm_.samples_per_prompt || sample_again(slot)) return {};
+  if (++num_complete_groups_ == slots_.size()) measure();
+  std::vector<std::size_t> group(algorithm_.samples_per_prompt);
+  for (std::size_t k = 0; k < group.size(); ++k) group[k] = first + k;
+  return group;
+}
+
+PpoResponse PpoRollout::make_response(Sample sample, std::size_t slot) const {
+  PpoResponse response;
+  response.prompt = slots_[slot].prompt;
+  response.scored.group = slot;
+  sample.prompt_id = response.prompt->id;
+  if (models_.policy.has_tokenizer()) response.text = response_text(models_.policy, sample);
+  response.tokens = response.prompt->tokens;
+  response.tokens.insert(response.tokens.end(), sample.tokens.begin(), sample.tokens.end());
+  response.scored.rollout_log_probs = {sample.logprobs.begin(), sample.logprobs.end()};
+  response.scored.log_probs = response.scored.rollout_log_probs;
+  response.scored.mask = sample.mask;
+  response.scored.ended = sample.finish_reason == FinishReason::kStop;
+  response.scored.truncated = sample.finish_reason == FinishReason::kLength;
+  response.sample = std::move(sample);
+  return response;
+}
+
+// DAPO: a group whose responses all have the same reward teaches nothing; another prompt takes its place.
+bool PpoRollout::sample_again(std::size_t slot) {
+  const auto& dynamic = algorithm_.dynamic_sampling;
+  if (!dynamic.enabled || slots_[slot].round >= static_cast<std::int64_t>(dynamic.max_rounds)) return false;
+  const std::size_t first = slot * algorithm_.samples_per_prompt;
+  for (std::size_t k = 0; k < algorithm_.samples_per_prompt; ++k)
+    judge_by_rules(setting_.data, responses_[first + k]);
+  for (std::size_t k = 1; k < algorithm_.samples_per_prompt; ++k)
+    if (responses_[first + k].rule_score.total != responses_[first].rule_score.total) return false;
+  ++num_resampled_groups_;
+  submit(slot, slots_[slot].round + 1);
+  return true;
+}
+
+void PpoRollout::measure() {
+  const GenerationStatistics& after = models_.engine->statistics();
+  const double seconds = after.decode_only_seconds - before_.decode_only_seconds;
+  if (seconds > 0)
+    decode_tokens_per_s_ =
+        static_cast<double>(after.decode_only_tokens - before_.decode_only_tokens) / seconds;
+}
+
+}  // namespace rlhf

@@ -1,0 +1,52 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "rlhf/train/ppo_batch.h"
+#include "rlhf/train/ppo_models.h"
+
+namespace rlhf {
+
+/// The generate lane's half of an iteration: which prompts are asked, and what becomes of their samples.
+class PpoRollout {
+ public:
+  PpoRollout(const PpoSetting& setting, PpoModels& models, std::int64_t iteration);
+
+  /// Hands the batch's prompts to the engine.
+  void start();
+  /// Takes a sample of this iteration. @return the indices of its group when that is complete, else nothing
+  std::vector<std::size_t> accept(Sample sample);
+
+  /// Slot by slot, samples_per_prompt each.
+  std::vector<PpoResponse>& responses() { return responses_; }
+  const std::vector<PpoResponse>& responses() const { return responses_; }
+  std::size_t num_resampled_groups() const { return num_resampled_groups_; }
+  /// Tokens per second of decode steps without prefill, while this batch was generated; 0 = there were none.
+  double decode_tokens_per_s() const { return decode_tokens_per_s_; }
+
+ private:
+  /// A group's place in the batch. Its prompt changes when dynamic sampling takes another one.
+  struct Slot {
+    const Prompt* prompt = nullptr;
+    std::int64_t round = 0;
+    std::size_t finished = 0;
+  };
+
+  void submit(std::size_t slot, std::int64_t round);
+  PpoResponse make_response(Sample sample, std::size_t slot) const;
+  bool sample_again(std::size_t slot);
+  void measure();
+
+  const PpoSetting& setting_;
+  const ppo::PpoOptions& algorithm_;
+  PpoModels& models_;
+  std::int64_t iteration_;
+  GenerationStatistics before_;  ///< of the engine when the iteration began
+  std::vector<Slot> slots_;
+  std::vector<PpoResponse> responses_;
+  std::size_t num_complete_groups_ = 0, num_resampled_groups_ = 0;
+  double decode_tokens_per_s_ = 0;
+};
+
+}  // namespace rlhf

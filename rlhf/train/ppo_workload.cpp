@@ -1,0 +1,131 @@
+#include "rlhf/train/ppo_workload.h"
+
+#include <algorithm>
+
+#include "rlhf/core/error.h"
+
+namespace rlhf {
+namespace {
+
+// What fn returns; an error of it is thrown on with the number of the iteration before its message.
+template <class Fn>
+auto in_iteration(std::int64_t iteration, const Fn& fn) {
+  try {
+    return fn();
+  } catch (const InternalError&) {
+    throw;
+  } catch (const Error& error) {
+    fail<Error>("ppo: iteration ", iteration + 1, ": ", error.what());
+  }
+}
+
+}  // namespace
+
+PpoWorkload::PpoWorkload(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl,
+                         std::int64_t first, WeightVersion version, Finish finish)
+    : setting_(setting),
+      models_(models),
+      kl_(kl),
+      finish_(std::move(finish)),
+      next_to_start_(first),
+      version_(version) {}
+
+std::size_t PpoWorkload::num_samples() const {
+  const ppo::PpoOptions& algorithm = setting_.options.algorithm;
+  return algorithm.prompts_per_step * algorithm.samples_per_prompt;
+}
+
+std::size_t PpoWorkload::num_optimizer_steps() const {
+  return rlhf::num_optimizer_steps(setting_.options.algorithm);
+}
+
+bool PpoWorkload::needs_whole_batch() const {
+  return ppo::needs_whole_batch(setting_.options.algorithm);
+}
+
+PpoWorkload::Batch& PpoWorkload::batch(std::int64_t iteration) const {
+  const std::lock_guard lock(batches_mutex_);
+  return *batches_.at(iteration);
+}
+
+// ---- generate lane ----
+
+void PpoWorkload::start_up_to(std::int64_t last_iteration) {
+  for (; next_to_start_ <= last_iteration; ++next_to_start_) {
+    auto batch = std::make_unique<Batch>(setting_, models_, kl_, next_to_start_);
+    batch->rollout.start();
+    const std::lock_guard lock(batches_mutex_);
+    batches_.emplace(next_to_start_, std::move(batch));
+  }
+}
+
+std::vector<schedule::FinishedSample> PpoWorkload::generate(std::int64_t last_iteration) {
+  // Long enough to be cheap, short enough that new weights and new prompts do not wait.
+  constexpr int kMostSteps = 8;
+  start_up_to(last_iteration);
+  std::vector<schedule::FinishedSample> finished;
+  for (int step = 0; step < kMostSteps && finished.empty(); ++step) {
+    RLHF_CHECK(models_.engine->busy(), "ppo: iteration ", last_iteration,
+               " is incomplete and nothing is being generated");
+    {
+      const std::lock_guard lock(weights_mutex_);
+      in_iteration(last_iteration, [&] { models_.engine->step(models_.generation_weights(), version_); });
+    }
+    while (auto sample = models_.engine->try_take()) {
+      const auto iteration = static_cast<std::int64_t>(sample->tag);
+      const auto group =
+          in_iteration(iteration, [&] { return batch(iteration).rollout.accept(std::move(*sample)); });
+      for (const std::size_t index : group) finished.push_back({iteration, index});
+    }
+  }
+  return finished;
+}
+
+// ---- train lane ----
+
+void PpoWorkload::score(std::int64_t iteration, std::span<const schedule::SampleIndex> samples) {
+  in_iteration(iteration, [&] { batch(iteration).training.score(samples); });
+}
+
+void PpoWorkload::compute_advantages(std::int64_t iteration, std::span<const schedule::SampleIndex> samples) {
+  in_iteration(iteration, [&] { batch(iteration).training.compute_advantages(samples); });
+}
+
+std::size_t PpoWorkload::num_micro_batches(std::int64_t iteration, std::size_t step) const {
+  return batch(iteration).training.num_micro_batches(step);
+}
+
+void PpoWorkload::train(std::int64_t iteration, std::size_t step, std::size_t micro_batch) {
+  in_iteration(iteration, [&] { batch(iteration).training.train(step, micro_batch); });
+}
+
+void PpoWorkload::optimize(std::int64_t iteration, std::size_t step) {
+  in_iteration(iteration, [&] { batch(iteration).training.optimize(step); });
+}
+
+void PpoWorkload::finish(std::int64_t iteration, const schedule::IterationTimes& times) {
+  finish_(iteration, batch(iteration), times);
+  const std::lock_guard lock(batches_mutex_);
+  batches_.erase(iteration);
+}
+
+void PpoWorkload::publish(std::int64_t iteration) {
+  const std::lock_guard lock(weights_mutex_);
+  if (models_.snapshot)
+    std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
+  version_ = iteration + 1;
+  models_.engine->forget_prefixes();
+}
+
+// Two busy lanes split the cores; a lane on its own has them all.
+void PpoWorkload::lanes_changed(bool generate_busy, bool train_busy) {
+  if (!models_.generate_pool) return;
+  ThreadPool& train_pool = setting_.context.compute.pool();
+  const int all = train_pool.num_threads();
+  const bool both = generate_busy && train_busy;
+  const int generate_threads = both ? std::max(1, all / 2) : all;
+  models_.generate_pool->set_active_threads(generate_threads);
+  train_pool.set_active_threads(both ? std::max(1, all - generate_threads) : all);
+}
+
+}  // namespace rlhf
