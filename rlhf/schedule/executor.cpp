@@ -161,7 +161,11 @@ class Run {
     workload_.finish(action.iteration, times);
     lock.lock();
     progress_.record(action, 0);
-    wait_begin_s_[index(Lane::kTrain)] = options_.clock();
+    const double end_s = options_.clock();
+    wait_begin_s_[index(Lane::kTrain)] = end_s;
+    if (options_.sink)
+      options_.sink(
+          {Lane::kTrain, false, action.task, action.iteration, begin_s, end_s, 0, progress_.published()});
   }
 
   // A lane that takes up work has waited since its last.

@@ -1,25 +1,10 @@
 #pragma once
 
-#include <functional>
-
 #include "rlhf/core/clock.h"
 #include "rlhf/schedule/policy.h"
+#include "rlhf/schedule/trace.h"
 
 namespace rlhf::schedule {
-
-/// One stretch of work or of waiting of a lane, for traces.
-struct TraceEvent {
-  Lane lane = Lane::kGenerate;
-  bool waiting = false;  ///< the lane had nothing it was allowed to do; `task` has no meaning
-  Task task = Task::kGenerate;
-  std::int64_t iteration = 0;  ///< that the work, or the awaited work, belongs to
-  double begin_s = 0;          ///< on the executor's clock
-  double end_s = 0;
-  std::size_t num_samples = 0;  ///< samples finished or scored; 0 for the other tasks
-  std::int64_t version = 0;     ///< of the published weights when it began
-};
-/// Called from both lanes, one call at a time.
-using TraceSink = std::function<void(const TraceEvent&)>;
 
 struct ExecutorOptions {
   std::int64_t first = 0;      ///< iteration to begin with

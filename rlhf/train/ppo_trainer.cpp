@@ -14,7 +14,7 @@ PpoTrainer::PpoTrainer(LanguageModel& policy, const FrozenModels& frozen, const 
               setting.schedule),
       kl_(setting.options.algorithm.kl.controller, setting.options.algorithm.kl.coefficient) {}
 
-void PpoTrainer::run(const schedule::TraceSink& trace) {
+void PpoTrainer::run() {
   std::vector<LearningModel> learning = {{"policy", &models_.policy.parameters(), &models_.policy_optimizer}};
   if (models_.critic) learning.push_back({"value", &*models_.critic, &*models_.critic_optimizer});
   // Weights that generation still reads when an iteration ends; in-flight updates read the newest.
@@ -27,7 +27,7 @@ void PpoTrainer::run(const schedule::TraceSink& trace) {
   options.first = checkpoint.restore(numbers);
   options.last = setting_.options.iterations;
   options.published = lags ? std::max<std::int64_t>(0, options.first - 1) : options.first;
-  options.sink = trace;
+  options.sink = [&](const schedule::TraceEvent& event) { setting_.context.observer->lane_event(event); };
   kl_.restore(numbers["kl_coefficient"]);
   if (models_.snapshot && !lags)
     std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());

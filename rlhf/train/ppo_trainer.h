@@ -12,9 +12,8 @@ class PpoTrainer {
  public:
   PpoTrainer(LanguageModel& policy, const FrozenModels& frozen, const PpoSetting& setting);
 
-  /// Runs all iterations. @param trace receives what the lanes do; may be empty
-  /// @throws StageStopped; Error naming iteration and phase when a number is not finite.
-  void run(const schedule::TraceSink& trace = {});
+  /// Runs all iterations. @throws StageStopped; Error naming iteration and phase when a number is not finite.
+  void run();
 
  private:
   void report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times, std::int64_t number);

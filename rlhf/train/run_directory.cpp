@@ -37,6 +37,7 @@ std::string hash_text(const std::string& text) {
 RunOptions what_counts(RunOptions options) {
   options.run.dir.clear();
   options.run.checkpoint_every = 0;
+  options.run.trace_iterations = 0;
   options.threads = 0;
   options.device = Device::kAuto;
   options.memory = {};
@@ -88,8 +89,8 @@ void RunDirectory::open() {
   if (opened_) return;
   std::error_code code;
   if (start_ == PipelineSettings::Start::kOverwrite)
-    for (const char* entry :
-         {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "summary.json", "report.md"}) {
+    for (const char* entry : {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "trace.json",
+                              "summary.json", "report.md"}) {
       std::filesystem::remove_all(path_ / entry, code);
       if (code) fail<IoError>((path_ / entry).string(), ": cannot be removed: ", code.message());
     }
@@ -99,6 +100,8 @@ void RunDirectory::open() {
   tensorboard_ = std::make_unique<TensorBoardWriter>(path_ / "tensorboard", wall_seconds);
   if (start_ != PipelineSettings::Start::kResume)
     metrics_.emplace(MetricsWriter::create(path_ / "metrics.jsonl"));
+  if (options_.run.trace_iterations > 0)
+    trace_ = std::make_unique<TraceWriter>(path_ / "trace.json", steady_seconds());
   opened_ = true;
 }
 
@@ -106,6 +109,7 @@ RunDirectory::~RunDirectory() = default;
 
 void RunDirectory::finish(const RunReport& report) {
   open();
+  end_stage_span();
   write_run_report(path_, report);
 }
 
@@ -115,6 +119,8 @@ void RunDirectory::message(LogLevel level, const std::string& text) {
 
 void RunDirectory::stage_begin(const std::string& stage, std::int64_t steps) {
   open();
+  end_stage_span();
+  stage_begin_s_ = steady_seconds();
   stage_ = stage;
   stage_started_ = false;
   progress_.begin_stage(stage, steps, 0);
@@ -145,6 +151,31 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   state.kl = find("objective/kl");
   progress_.update(state);
   if (step == steps) progress_.end_stage();
+}
+
+void RunDirectory::end_stage_span() {
+  if (trace_ && !stage_.empty()) trace_->span("stages", stage_, stage_begin_s_, steady_seconds());
+  stage_.clear();
+}
+
+void RunDirectory::lane_event(const schedule::TraceEvent& event) {
+  using schedule::Lane;
+  using schedule::Task;
+  constexpr double kShortestWait = 1e-5;  // less is the time between two tasks, not waiting
+  if (!trace_ || (event.waiting && event.end_s - event.begin_s < kShortestWait)) return;
+  if (first_traced_ < 0) first_traced_ = event.iteration;
+  if (event.iteration - first_traced_ >= options_.run.trace_iterations) return;
+  std::string name = to_string(event.task);
+  if (event.waiting) name = event.lane == Lane::kTrain ? "wait for samples" : "wait for weights";
+  TraceWriter::Arguments arguments = {{"iteration", static_cast<double>(event.iteration + 1)},
+                                      {"weights", static_cast<double>(event.version)}};
+  if (event.num_samples > 0) arguments.emplace_back("samples", static_cast<double>(event.num_samples));
+  trace_->span(concat(to_string(event.lane), " lane"), name, event.begin_s, event.end_s, arguments);
+  if (event.waiting) return;
+  if (event.task == Task::kFinish)
+    trace_->counter("resident MiB", event.end_s, static_cast<double>(resident_bytes()) / (1 << 20));
+  if (event.task == Task::kPublish)
+    trace_->counter("weights version", event.end_s, static_cast<double>(event.iteration + 1));
 }
 
 // Samples of iterations before that of the next one: later ones belong to work that is done again.

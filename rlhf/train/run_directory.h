@@ -10,6 +10,7 @@
 #include "rlhf/report/metrics_writer.h"
 #include "rlhf/report/progress.h"
 #include "rlhf/report/tensorboard_writer.h"
+#include "rlhf/report/trace_writer.h"
 #include "rlhf/train/pipeline.h"
 #include "rlhf/train/run_options.h"
 #include "rlhf/train/stage.h"
@@ -17,7 +18,7 @@
 namespace rlhf {
 
 /// The folder of a run: config.resolved.yaml, metrics.jsonl, samples/*.jsonl, checkpoints/, tensorboard/,
-/// summary.json, report.md. Watches a pipeline, writes its metrics and shows progress.
+/// trace.json, summary.json, report.md. Watches a pipeline, writes its metrics and shows progress.
 class RunDirectory : public RunObserver {
  public:
   /// Creates the folder. Nothing that is there already is changed before the first stage begins (or a step or
@@ -38,9 +39,11 @@ class RunDirectory : public RunObserver {
   void stage_begin(const std::string& stage, std::int64_t steps) override;
   void step(const std::string& stage, std::int64_t step, std::int64_t steps, const Metrics& metrics) override;
   void sample(const std::string& stage, const std::string& json) override;
+  void lane_event(const schedule::TraceEvent& event) override;
 
  private:
   void open();
+  void end_stage_span();
   std::string kept_samples(const std::filesystem::path& file, const std::string& next) const;
 
   RunOptions options_;
@@ -51,6 +54,9 @@ class RunDirectory : public RunObserver {
   std::optional<MetricsWriter> metrics_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::map<std::string, std::ofstream> samples_;
+  std::unique_ptr<TraceWriter> trace_;
+  std::int64_t first_traced_ = -1;  ///< iteration that the lanes began with; -1 = none yet
+  double stage_begin_s_ = 0;
   Progress progress_;
   std::string stage_;
   bool stage_started_ = false;

@@ -18,10 +18,11 @@ namespace rlhf {
 
 struct RunSection {
   std::string name = "run";
-  std::string dir;                    ///< run directory; empty = runs/<name>
-  std::uint64_t seed = 1;             ///< every draw of the run is a function of it
-  std::int64_t checkpoint_every = 0;  ///< steps; 0 = only at the end of a stage and when stopped
-  bool export_stages = true;          ///< write a Hugging Face directory after every stage
+  std::string dir;                     ///< run directory; empty = runs/<name>
+  std::uint64_t seed = 1;              ///< every draw of the run is a function of it
+  std::int64_t checkpoint_every = 0;   ///< steps; 0 = only at the end of a stage and when stopped
+  bool export_stages = true;           ///< write a Hugging Face directory after every stage
+  std::int64_t trace_iterations = 20;  ///< iterations whose lanes trace.json shows; 0 = no trace
 
   template <class V>
   void visit_fields(V& v) {
@@ -31,6 +32,8 @@ struct RunSection {
     v.field("checkpoint_every", checkpoint_every,
             "Steps between checkpoints inside a stage; 0 = only when stopped", {0, 1e9});
     v.field("export_stages", export_stages, "Write a Hugging Face directory after every stage");
+    v.field("trace_iterations", trace_iterations, "Iterations whose lanes trace.json shows; 0 = no trace",
+            {0, 1e9});
   }
 };
 

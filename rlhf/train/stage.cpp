@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <fstream>
 
 namespace rlhf {
 namespace {
@@ -37,6 +38,13 @@ std::size_t peak_resident_bytes() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<std::size_t>(usage.ru_maxrss) * 1024;
+}
+
+std::size_t resident_bytes() {
+  std::ifstream file("/proc/self/statm");  // pages: total, resident, ...
+  std::size_t total = 0, resident = 0;
+  file >> total >> resident;
+  return resident * static_cast<std::size_t>(sysconf(_SC_PAGE_SIZE));
 }
 
 }  // namespace rlhf

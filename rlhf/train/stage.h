@@ -11,13 +11,15 @@
 #include "rlhf/core/log.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/report/metrics_writer.h"
+#include "rlhf/schedule/trace.h"
 
 namespace rlhf {
 
 /// Value of a metric; `otherwise` when it is not there.
 double metric(const Metrics& metrics, const std::string& name, double otherwise);
 
-/// Receives what a run does. All calls come from the thread that runs the pipeline. Embedders derive from it.
+/// Receives what a run does. All calls but lane_event come from the thread that runs the pipeline. Embedders
+/// derive from it.
 class RunObserver {
  public:
   virtual ~RunObserver() = default;
@@ -28,6 +30,8 @@ class RunObserver {
                     const Metrics&) {}
   /// One judged response, as one JSON object.
   virtual void sample(const std::string& /*stage*/, const std::string& /*json*/) {}
+  /// What the scheduler's lanes did or waited for. Called from both lanes, one call at a time.
+  virtual void lane_event(const schedule::TraceEvent&) {}
 };
 
 /// What every stage gets.
@@ -68,5 +72,7 @@ class Stopwatch {
 std::uint64_t machine_memory_bytes();
 /// Largest resident set of this process so far, in bytes.
 std::size_t peak_resident_bytes();
+/// Resident set of this process now, in bytes.
+std::size_t resident_bytes();
 
 }  // namespace rlhf

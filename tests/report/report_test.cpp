@@ -13,6 +13,7 @@
 #include "rlhf/report/progress.h"
 #include "rlhf/report/run_report.h"
 #include "rlhf/report/tensorboard_writer.h"
+#include "rlhf/report/trace_writer.h"
 #include "tests/catch.h"
 #include "tests/data/temporary_folder.h"
 
@@ -41,6 +42,35 @@ TEST_CASE("metrics: one flushed line a step, null for what JSON lacks") {
   CHECK_THROWS_WITH(writer.write("ppo", 2, {{"a", 1}, {"a", 2}}), ContainsSubstring("a is given twice"));
   CHECK_THROWS_WITH(writer.write("ppo", 2, {{"step", 1}}), ContainsSubstring("step is given twice"));
   CHECK_THROWS_AS(MetricsWriter::create("/proc/none/metrics.jsonl"), IoError);
+}
+
+TEST_CASE("trace: Chrome trace events, readable also without the closing bracket") {
+  TemporaryFolder folder;
+  const auto path = folder.path() / "trace.json";
+  std::string unfinished;
+  {
+    TraceWriter trace(path, 10.0);
+    trace.span("train lane", "score", 10.5, 10.75, {{"samples", 4}});
+    trace.span("generate lane", "generate", 10.0, 10.5);
+    trace.span("train lane", "train", 10.75, 11.0);
+    trace.counter("resident MiB", 11.0, 512);
+    unfinished = read_text_file(path, 10000);
+  }
+  const auto events = nlohmann::json::parse(read_text_file(path, 10000));
+  CHECK(nlohmann::json::parse(unfinished + "]") == events);
+  // A track is named once, before its first span.
+  std::vector<std::string> kinds;
+  for (const auto& event : events) kinds.push_back(event["ph"].get<std::string>());
+  CHECK(kinds == std::vector<std::string>{"M", "X", "M", "X", "X", "C"});
+  CHECK(events[0]["args"]["name"] == "train lane");
+  CHECK(events[1]["tid"] == events[0]["tid"]);
+  CHECK(events[1]["ts"] == 500000.0);
+  CHECK(events[1]["dur"] == 250000.0);
+  CHECK(events[1]["args"]["samples"] == 4.0);
+  CHECK(events[4]["tid"] == events[0]["tid"]);
+  CHECK(events[3]["tid"] != events[0]["tid"]);
+  CHECK(events[5]["args"]["value"] == 512.0);
+  CHECK_THROWS_AS(TraceWriter("/proc/none/trace.json", 0.0), IoError);
 }
 
 TEST_CASE("metrics: a resumed file drops what will be done again, and torn lines") {

@@ -1,6 +1,8 @@
 // What the scheduling modes promise, on whole runs: streamed is serial bit for bit, one_step_off repeats and
 // resumes exactly, async never trains a token that is too old.
+#include <algorithm>
 #include <cmath>
+#include <nlohmann/json.hpp>
 
 #include "tests/catch.h"
 #include "tests/train/tiny_run.h"
@@ -151,4 +153,40 @@ TEST_CASE("schedule options that contradict each other are errors") {
   CHECK_THROWS_WITH(data.options("x", {"schedule.mode=async", "schedule.max_staleness=0"}),
                     ContainsSubstring("max_staleness"));
   CHECK_THROWS_WITH(data.options("x", {"schedule.mode=overlapped"}), ContainsSubstring("one_step_off"));
+}
+
+TEST_CASE("trace.json shows what the lanes did, each lane one thing at a time") {
+  const TinyData data;
+  attempt(data.options("traced", with(kByGroup, {"schedule.mode=streamed", "run.trace_iterations=2"})),
+          Start::kFresh);
+  const auto events = nlohmann::json::parse(read_text_file(data.path("traced") / "trace.json"));
+  std::map<int, std::string> tracks;
+  std::map<std::string, std::vector<std::pair<double, double>>> spans;
+  std::map<std::string, double> samples;  // by task
+  std::vector<std::string> stages;
+  double versions = 0;
+  for (const auto& event : events) {
+    if (event["ph"] == "M") tracks[event["tid"]] = event["args"]["name"];
+    if (event["ph"] == "C" && event["name"] == "weights version") ++versions;
+    if (event["ph"] != "X") continue;
+    const std::string track = tracks.at(event["tid"]);
+    spans[track].emplace_back(event["ts"], event["dur"]);
+    if (track == "stages") {
+      stages.push_back(event["name"]);
+      continue;
+    }
+    CHECK(event["args"]["iteration"] <= 2.0);
+    samples[event["name"]] += event["args"].value("samples", 0.0);
+  }
+  CHECK(stages == std::vector<std::string>{"eval base", "sft", "eval sft", "reward", "ppo", "eval ppo"});
+  CHECK(versions == 2);
+  // Two iterations of 5 x 2 samples.
+  CHECK(samples.at("generate") == 20);
+  CHECK(samples.at("score") == 20);
+  for (const char* lane : {"generate lane", "train lane"}) {
+    auto& lane_spans = spans.at(lane);
+    std::ranges::sort(lane_spans);
+    for (std::size_t i = 1; i < lane_spans.size(); ++i)
+      CHECK(lane_spans[i].first >= lane_spans[i - 1].first + lane_spans[i - 1].second - 0.01);
+  }
 }

@@ -108,6 +108,9 @@ class Watcher : public RunObserver {
   void sample(const std::string& stage, const std::string& json) override {
     if (inner_) inner_->sample(stage, json);
   }
+  void lane_event(const schedule::TraceEvent& event) override {
+    if (inner_) inner_->lane_event(event);
+  }
 
  private:
   RunObserver* inner_;
