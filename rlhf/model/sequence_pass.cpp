@@ -152,6 +152,28 @@ void SequencePass<T>::token_logprobs_backward(const DecoderWeights<T>& weights,
 }
 
 template <class T>
+void SequencePass<T>::log_distributions(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
+                                        std::span<T> out) {
+  const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
+  RLHF_CHECK(out.size() == rows.size() * size(V), "log_distributions: room for ", out.size(),
+             " numbers, needed ", rows.size() * size(V));
+  std::vector<TokenTarget> targets;
+  for (const std::int64_t row : rows) targets.push_back({row, 0});
+  cached_chunk_ = nullptr;
+  for (std::size_t begin = 0; begin < rows.size(); begin += size(chunk)) {
+    const auto part =
+        std::span<const TokenTarget>(targets).subspan(begin, std::min(size(chunk), rows.size() - begin));
+    chunk_logits(weights, part);
+    runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
+      T* logits = logits_.data() + i * V;
+      const auto row = runner_.compute().table().logits_row(logits, V, 1, config_.final_softcap, 0);
+      T* to = out.data() + (static_cast<std::int64_t>(begin) + i) * V;
+      for (std::int64_t v = 0; v < V; ++v) to[v] = static_cast<T>(static_cast<double>(logits[v]) - row.lse);
+    });
+  }
+}
+
+template <class T>
 void SequencePass<T>::scalar_outputs(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                                      std::span<T> values) {
   const std::int64_t D = config_.hidden_size;

@@ -47,6 +47,10 @@ class SequencePass {
   void token_logprobs_backward(const DecoderWeights<T>& weights, std::span<const TokenTarget> targets,
                                double temperature, std::span<const T> dlogprobs,
                                std::span<const T> dentropies);
+  /// Log-probabilities of the whole vocabulary at temperature 1 after each row, [rows, V]; at most a few
+  /// dozen rows, from the last forward.
+  void log_distributions(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
+                         std::span<T> out);
   /// Outputs of a scalar head at the given rows (first label).
   void scalar_outputs(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                       std::span<T> values);

@@ -43,18 +43,18 @@ Progress::~Progress() {
   }
 }
 
-void Progress::begin_stage(std::string name, std::int64_t num_iterations, std::int64_t first_iteration) {
+void Progress::begin_stage(std::string name, std::int64_t num_iterations) {
   end_line();
   stage_ = std::move(name);
   num_iterations_ = num_iterations;
-  first_iteration_ = first_iteration;
+  first_iteration_.reset();
   stage_begin_s_ = clock_();
   last_shown_s_.reset();
 }
 
 std::string Progress::format(const ProgressState& state) const {
   const double elapsed = clock_() - stage_begin_s_;
-  const std::int64_t done = state.iteration - first_iteration_;
+  const std::int64_t done = state.iteration + 1 - first_iteration_.value_or(state.iteration);
   std::string line = concat(stage_, ' ', state.iteration, '/', num_iterations_);
   if (done > 0 && state.iteration < num_iterations_) {
     const double left =
@@ -71,6 +71,7 @@ std::string Progress::format(const ProgressState& state) const {
 void Progress::update(const ProgressState& state) {
   const bool terminal = options_.style == Style::kTerminal;
   const double now = clock_();
+  if (!first_iteration_) first_iteration_ = state.iteration;
   const double interval = terminal ? options_.min_interval_s : options_.plain_interval_s;
   const bool is_last = state.iteration >= num_iterations_;
   if (!is_last && last_shown_s_ && now - *last_shown_s_ < interval) return;

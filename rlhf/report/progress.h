@@ -39,9 +39,9 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// Starts a stage of `num_iterations`; a resumed stage starts at `first_iteration`, so that the time left
-  /// is estimated from what this process did.
-  void begin_stage(std::string name, std::int64_t num_iterations, std::int64_t first_iteration);
+  /// Starts a stage of `num_iterations`. The time left is estimated from what this process did: a resumed
+  /// stage may begin with any iteration.
+  void begin_stage(std::string name, std::int64_t num_iterations);
   /// Shows a state, unless the last one was shown a moment ago. The last iteration is always shown.
   void update(const ProgressState& state);
   /// Ends the stage with a line that says how long it took.
@@ -58,7 +58,7 @@ class Progress {
   Sink sink_;
   std::string stage_;
   std::int64_t num_iterations_ = 0;
-  std::int64_t first_iteration_ = 0;
+  std::optional<std::int64_t> first_iteration_;  ///< that this process finished in the stage
   double stage_begin_s_ = 0;
   std::optional<double> last_shown_s_;
   std::string open_line_;

@@ -22,7 +22,7 @@ struct StageScore {
   std::optional<double> well_formed;   ///< share of responses in the demanded form
   std::optional<double> mean_tokens;   ///< response length
   std::optional<double> reward_model;  ///< mean reward-model score
-  std::optional<double> kl;            ///< mean KL to the reference per response, nats
+  std::optional<double> kl;            ///< mean KL per response to the policy before PPO, nats
 };
 
 /// A constant answer scored on the same cases.

@@ -86,8 +86,8 @@ void build_finance_desk(const RunOptions& options, const LanguageModel& model, T
     const finance::Kind kind = finance::kind_from_string(name);
     if (kind == finance::Kind::kCalculation) data.tools[name] = make_calculator(model);
     const ToolCall& tool = data.tool(name);
-    const auto demonstrations =
-        finance::make_cases(kind, Split::kTrain, count(section.sft_cases), seed * 4 + 1);
+    const auto demonstrations = finance::make_cases(kind, Split::kTrain, count(section.sft_cases),
+                                                    seed * 4 + 1, section.sft_templates);
     for (const finance::Case& item : demonstrations)
       data.demonstrations.push_back(make_example(model, model.encode_chat(item.prompt()), item.answer, tool));
     const auto pairs = [&](Split split, std::size_t cases, std::uint64_t pair_seed,

@@ -9,6 +9,7 @@
 #include "rlhf/core/atomic_file.h"
 #include "rlhf/core/error.h"
 #include "rlhf/train/build_task.h"
+#include "rlhf/train/divergence.h"
 #include "rlhf/train/reward_model.h"
 
 namespace rlhf {
@@ -28,30 +29,50 @@ std::vector<std::pair<std::string, std::vector<std::size_t>>> by_task(
   return groups;
 }
 
+// The first responses of each task.
+std::vector<JudgedResponse*> first_of_each_task(Evaluation& evaluation, std::int64_t cases_per_task) {
+  std::vector<JudgedResponse*> chosen;
+  for (const auto& [task, indices] : by_task(evaluation.responses)) {
+    const std::size_t limit = cases_per_task == 0 ? indices.size() : static_cast<std::size_t>(cases_per_task);
+    for (std::size_t i = 0; i < std::min(limit, indices.size()); ++i)
+      chosen.push_back(&evaluation.responses[indices[i]]);
+  }
+  return chosen;
+}
+
+// Mean of what some of the responses have; none when no response has it.
+std::optional<double> mean_of(const Evaluation& evaluation, const std::vector<std::size_t>& indices,
+                              std::optional<double> JudgedResponse::*value) {
+  double sum = 0, count = 0;
+  for (const std::size_t i : indices)
+    if (const auto& found = evaluation.responses[i].*value) {
+      sum += *found;
+      ++count;
+    }
+  return count > 0 ? std::optional(sum / count) : std::nullopt;
+}
+
 TaskScore summarise(const std::string& task, const std::vector<std::size_t>& indices,
                     const Evaluation& evaluation) {
   TaskScore result;
   result.task = task;
   result.count = static_cast<std::int64_t>(indices.size());
   std::vector<double> scores;
-  double formed = 0, model = 0, model_count = 0;
+  double formed = 0;
   const double share = 1 / static_cast<double>(indices.size());
   for (std::size_t i : indices) {
     const JudgedResponse& response = evaluation.responses[i];
     scores.push_back(response.score);
     result.accuracy += share * (response.score >= 1);
     if (response.well_formed) formed += share * *response.well_formed;
-    if (response.model_score) {
-      model += *response.model_score;
-      ++model_count;
-    }
     result.eos_rate += share * response.ended;
     result.mean_length += share * static_cast<double>(response.tokens.size());
   }
   result.score = std::accumulate(scores.begin(), scores.end(), 0.0) * share;
   result.interval = bootstrap_mean_interval(scores, 0xb007);
   if (evaluation.responses[indices.front()].well_formed) result.well_formed_rate = formed;
-  if (model_count > 0) result.model_score = model / model_count;
+  result.model_score = mean_of(evaluation, indices, &JudgedResponse::model_score);
+  result.kl = mean_of(evaluation, indices, &JudgedResponse::kl);
   return result;
 }
 
@@ -88,6 +109,7 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
     if (data.is_well_formed) response.well_formed = data.is_well_formed(*response.prompt, response.text);
     response.ended = sample.finish_reason == FinishReason::kStop;
     response.tokens = sample.tokens;
+    response.mask = sample.mask;
     evaluation.responses.push_back(std::move(response));
   }
   summarise_tasks(evaluation);
@@ -97,21 +119,32 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
 
 void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
                       std::int64_t cases_per_task, const StageContext& context) {
-  std::vector<JudgedResponse*> chosen;
+  const auto chosen = first_of_each_task(evaluation, cases_per_task);
   std::vector<std::vector<TokenId>> sequences;
-  for (const auto& [task, indices] : by_task(evaluation.responses)) {
-    const std::size_t limit = cases_per_task == 0 ? indices.size() : static_cast<std::size_t>(cases_per_task);
-    for (std::size_t i = 0; i < std::min(limit, indices.size()); ++i) {
-      chosen.push_back(&evaluation.responses[indices[i]]);
-      sequences.push_back(chosen.back()->prompt->tokens);
-      sequences.back().insert(sequences.back().end(), chosen.back()->tokens.begin(),
-                              chosen.back()->tokens.end());
-    }
+  for (const JudgedResponse* response : chosen) {
+    sequences.push_back(response->prompt->tokens);
+    sequences.back().insert(sequences.back().end(), response->tokens.begin(), response->tokens.end());
   }
   SequencePass<float> pass(reward_model.config(), context.compute);
   const auto scores =
       score_sequences(pass, reward_model.weights(), {sequences.begin(), sequences.end()}, 2048);
   for (std::size_t i = 0; i < scores.size(); ++i) chosen[i]->model_score = scores[i];
+  summarise_tasks(evaluation);
+}
+
+void add_kl(Evaluation& evaluation, const Parameters<float>& policy, const Parameters<float>& reference,
+            std::int64_t cases_per_task, const StageContext& context) {
+  const auto chosen = first_of_each_task(evaluation, cases_per_task);
+  std::vector<ScoredText> texts;
+  for (const JudgedResponse* response : chosen) {
+    ScoredText text{response->prompt->tokens, std::vector<std::uint8_t>(response->prompt->tokens.size(), 0)};
+    text.tokens.insert(text.tokens.end(), response->tokens.begin(), response->tokens.end());
+    text.mask.insert(text.mask.end(), response->mask.begin(), response->mask.end());
+    texts.push_back(std::move(text));
+  }
+  const auto kl =
+      policy_kl(policy.config(), policy.weights(), reference.weights(), texts, 2048, context.compute);
+  for (std::size_t i = 0; i < kl.size(); ++i) chosen[i]->kl = kl[i];
   summarise_tasks(evaluation);
 }
 
@@ -157,6 +190,7 @@ void save_evaluation(const std::filesystem::path& path, const Evaluation& evalua
                            {"output_ids", response.tokens}};
     if (response.well_formed) line["well_formed"] = *response.well_formed;
     if (response.model_score) line["reward_model"] = *response.model_score;
+    if (response.kl) line["kl"] = *response.kl;
     text += line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
   }
   write_file_atomically(path, text);
@@ -179,6 +213,7 @@ Evaluation load_evaluation(const std::filesystem::path& path, const std::string&
       response.ended = json.at("ended");
       response.tokens = json.at("output_ids").get<std::vector<TokenId>>();
       if (json.contains("well_formed")) response.well_formed = json["well_formed"].get<bool>();
+      if (json.contains("kl")) response.kl = json["kl"].get<double>();
       if (json.contains("reward_model")) response.model_score = json["reward_model"].get<double>();
       evaluation.responses.push_back(std::move(response));
     } catch (const std::exception& error) {

@@ -17,9 +17,11 @@ struct JudgedResponse {
   std::string text;
   double score = 0;                   ///< rule reward
   std::optional<double> model_score;  ///< of the reward model, when there is one
+  std::optional<double> kl;           ///< policy_kl against the policy before PPO
   std::optional<bool> well_formed;    ///< when the task has a form
   bool ended = false;                 ///< with an end token
   std::vector<TokenId> tokens;
+  std::vector<std::uint8_t> mask;  ///< per token, 1 = chosen by the policy; empty in one that was read back
 };
 
 /// Scores of one model on one task.
@@ -29,7 +31,7 @@ struct TaskScore {
   double score = 0;
   Interval interval;    ///< 95 %, of the mean
   double accuracy = 0;  ///< share of responses with full reward (1)
-  std::optional<double> well_formed_rate, model_score;
+  std::optional<double> well_formed_rate, model_score, kl;
   double eos_rate = 0, mean_length = 0;
 };
 
@@ -47,6 +49,11 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
 /// Adds a reward model's scores of the first `cases_per_task` responses of each task (0 = all).
 void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
                       std::int64_t cases_per_task, const StageContext& context);
+
+/// Adds the KL of `policy`, which gave the responses, to `reference` for the first `cases_per_task` responses
+/// of each task (0 = all).
+void add_kl(Evaluation& evaluation, const Parameters<float>& policy, const Parameters<float>& reference,
+            std::int64_t cases_per_task, const StageContext& context);
 
 /// Mean score of a constant answer on the held-out prompts of a task.
 double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model);

@@ -165,8 +165,8 @@ void Pipeline::run_stage(Stage stage) {
       break;
   }
   timings_.push_back({name, "train", watch.lap()});
-  if (stage == Stage::kReward || !options_.has_stage(Stage::kEval)) return;
-  judge(name);
+  if (stage != Stage::kReward && options_.has_stage(Stage::kEval)) judge(name);
+  reference_.reset();
 }
 
 void Pipeline::train_policy_stage(Stage stage) {
@@ -202,14 +202,14 @@ void Pipeline::train_reward_model() {
 }
 
 void Pipeline::train_ppo() {
+  reference_ = std::make_unique<Parameters<float>>(policy_.parameters().frozen_copy());
   if (is_done("ppo")) return load_final("ppo", policy_.parameters());
-  const Parameters<float> reference = policy_.parameters().frozen_copy();
   const Parameters<float>* critic_base =
       options_.ppo.critic_init == CriticInit::kReward ? reward_model_.get() : nullptr;
   const StageContext stage_context = context();
   {
     const PpoSetting setting{data_, options_.rollout, options_.ppo, stage_context, options_.schedule};
-    PpoTrainer(policy_, {&reference, reward_model_.get(), critic_base}, setting).run();
+    PpoTrainer(policy_, {reference_.get(), reward_model_.get(), critic_base}, setting).run();
   }
   save_final("ppo", policy_.parameters());
 }
@@ -232,6 +232,11 @@ void Pipeline::judge(const std::string& name) {
     observer_.stage_begin("eval " + name, 1);
     evaluations_.push_back(evaluate(name, policy_, data_, rollout, 1, context()));
     timings_.push_back({name, "eval", evaluations_.back().seconds});
+    if (reference_) {
+      Stopwatch watch;
+      add_kl(evaluations_.back(), policy_.parameters(), *reference_, options_.eval.kl_cases, context());
+      timings_.push_back({name, "KL of held-out responses", watch.lap()});
+    }
     if (keep) save_evaluation(kept, evaluations_.back());
     Metrics metrics;
     for (const TaskScore& task : evaluations_.back().tasks)
@@ -288,6 +293,7 @@ TaskReport Pipeline::report_task(const std::string& task) const {
         stage.well_formed = score.well_formed_rate;
         stage.mean_tokens = score.mean_length;
         stage.reward_model = score.model_score;
+        stage.kl = score.kl;
         report.stages.push_back(stage);
       }
   for (const TaskBaseline& baseline : data_.baselines)

@@ -67,6 +67,7 @@ class Pipeline {
   LanguageModel policy_;
   TaskData data_;
   std::unique_ptr<Parameters<float>> reward_model_;
+  std::unique_ptr<Parameters<float>> reference_;  ///< the policy before PPO, until PPO's result is judged
   std::vector<Evaluation> evaluations_;
   std::vector<PhaseTime> timings_;
   std::vector<std::pair<std::string, double>> results_;

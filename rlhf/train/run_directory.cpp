@@ -123,7 +123,7 @@ void RunDirectory::stage_begin(const std::string& stage, std::int64_t steps) {
   stage_begin_s_ = steady_seconds();
   stage_ = stage;
   stage_started_ = false;
-  progress_.begin_stage(stage, steps, 0);
+  progress_.begin_stage(stage, steps);
 }
 
 void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_t steps,
@@ -133,7 +133,6 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
     // After a restart, lines of steps that are done again are dropped.
     if (start_ == PipelineSettings::Start::kResume)
       metrics_.emplace(MetricsWriter::resume(path_ / "metrics.jsonl", stage, step - 1));
-    if (step > 1) progress_.begin_stage(stage, steps, step - 1);
     stage_started_ = true;
   }
   metrics_->write(stage, step, metrics);

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "rlhf/config/field.h"
+#include "rlhf/data/finance_desk/desk.h"
 #include "rlhf/data/records.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/language_model.h"
@@ -64,6 +65,7 @@ struct DataSection {
   std::int64_t sft_cases = 200, pair_cases = 200, held_out_pair_cases = 20, prompt_cases = 1000,
                eval_cases = 200;
   std::string sft_file, pairs_file, held_out_pairs_file, prompts_file, eval_file;
+  finance::Templates sft_templates = finance::Templates::kHalf;
   PromptText prompt_text = PromptText::kUserMessage;
 
   template <class V>
@@ -75,6 +77,9 @@ struct DataSection {
              "Where prompts, demonstrations and pairs come from");
     v.field("kinds", kinds, "finance_desk: task kinds");
     v.field("sft_cases", sft_cases, "finance_desk: demonstrations per kind; random_walks: walks", {0, 1e7});
+    v.choice("sft_templates", sft_templates,
+             {{"all", finance::Templates::kAll}, {"half", finance::Templates::kHalf}},
+             "finance_desk: training templates that demonstrations use; prompts use all");
     v.field("pair_cases", pair_cases, "finance_desk: cases per kind for reward-model pairs", {0, 1e7});
     v.field("held_out_pair_cases", held_out_pair_cases,
             "finance_desk: held-out cases per kind that the reward model is judged on", {0, 1e7});
@@ -133,6 +138,7 @@ struct EvalSection {
   bool base = true;                 ///< also judge the model before any training
   std::int64_t transcripts = 2;     ///< per task in the report
   std::int64_t sampled_draws = 0;  ///< also sample so many responses per prompt with rollout.sampling; 0 = no
+  std::int64_t kl_cases = 20;      ///< per task, whose KL to the policy before PPO is reported; 0 = all
   std::int64_t reward_model_cases = 40;  ///< per task, scored by the reward model for the report; 0 = all
   bool fail_when_worse = true;           ///< exit non-zero when the final model is worse than SFT
 
@@ -144,6 +150,8 @@ struct EvalSection {
     v.field("transcripts", transcripts, "Before/after transcripts per task in the report", {0, 100});
     v.field("sampled_draws", sampled_draws,
             "Also sample so many responses per prompt with rollout.sampling; 0 = no", {0, 1e5});
+    v.field("kl_cases", kl_cases, "Responses per task whose KL to the policy before PPO is reported; 0 = all",
+            {0, 1e6});
     v.field("reward_model_cases", reward_model_cases,
             "Responses per task that the reward model scores for the report; 0 = all", {0, 1e6});
     v.field("fail_when_worse", fail_when_worse,

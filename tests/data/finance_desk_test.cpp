@@ -63,6 +63,26 @@ TEST_CASE("cases are seeded, different from one another, and use the templates o
   }
 }
 
+TEST_CASE("half of the templates: every answer class of the training cases is still there") {
+  for (const Kind kind : kAllKinds) {
+    INFO(to_string(kind));
+    const auto all = template_ids(kind, Split::kTrain),
+               half = template_ids(kind, Split::kTrain, Templates::kHalf);
+    CHECK(2 * half.size() <= all.size() + 2);
+    CHECK(2 * half.size() + 2 >= all.size());
+    // intent/refund/3 -> intent/refund; a clause is a class of its own.
+    const auto classes = [](const std::vector<std::string>& ids) {
+      std::set<std::string> out;
+      for (const std::string& id : ids) out.insert(id.substr(0, id.rfind('/')));
+      return out;
+    };
+    if (kind != Kind::kClause) CHECK(classes(half) == classes(all));
+    const std::set<std::string> allowed(half.begin(), half.end());
+    for (const Case& item : make_cases(kind, Split::kTrain, 300, 1, Templates::kHalf))
+      CHECK(allowed.count(item.template_id) == 1);
+  }
+}
+
 TEST_CASE("amounts of held-out cases do not occur in training cases") {
   std::set<double> train_numbers;
   const auto is_amount = [](double number) { return number >= 200 && number != 365; };

@@ -169,7 +169,10 @@ TEST_CASE("progress in a terminal rewrites one line") {
     Progress progress(
         {Progress::Style::kTerminal, 0.1, 5, 60}, [&] { return now; },
         [&](std::string_view text) { shown += text; });
-    progress.begin_stage("ppo", 10, 0);
+    progress.begin_stage("ppo", 10);
+    now = 1;
+    progress.update({1, {}, {}, {}, {}});
+    shown.clear();
     now = 2;
     progress.update({2, 1234.4, {}, 0.5, 0.01});
     CHECK(shown == "\r\x1b[Kppo 2/10  ETA 8.0s  1234 tok/s  reward 0.500  KL 0.0100");
@@ -187,7 +190,7 @@ TEST_CASE("progress in a terminal rewrites one line") {
     progress.end_stage();
     CHECK(shown == "\nppo done in 1m 05s\n");
     shown.clear();
-    progress.begin_stage("eval", 10, 8);
+    progress.begin_stage("eval", 10);  // resumed: begins with iteration 9
     now = 66;
     progress.update({9, {}, {}, {}, {}});
     CHECK(shown == "\r\x1b[Keval 9/10  ETA 1.0s");
@@ -201,7 +204,7 @@ TEST_CASE("progress elsewhere prints plain lines, not too many") {
   std::vector<std::string> lines;
   Progress progress(
       {}, [&] { return now; }, [&](std::string_view text) { lines.emplace_back(text); });
-  progress.begin_stage("sft", 100, 0);
+  progress.begin_stage("sft", 100);
   for (int i = 1; i <= 100; ++i) {
     now += 0.2;
     progress.update({i, {}, 2.0, {}, {}});

@@ -17,7 +17,7 @@ struct Clause {
   std::vector<Question> questions;
 };
 
-constexpr std::size_t kNumHeldOut = 8;  // the last clauses of the list
+constexpr std::size_t kNumHeldOut = 12;  // the last clauses of the list
 
 const std::vector<Clause>& clauses() {
   static const std::vector<Clause> all = {
@@ -72,6 +72,49 @@ const std::vector<Clause>& clauses() {
        {{"Who pays the dividend?", "{company}"}, {"How much is it?", "{amount}"}}},
       {"Tenants are liable for {peril}, owners for {peril2}.",
        {{"What are tenants liable for?", "{peril}"}, {"What are owners liable for?", "{peril2}"}}},
+      {"Students pay {amount} a year, everyone else {amount2}.",
+       {{"What do students pay?", "{amount}"}, {"What does everyone else pay?", "{amount2}"}}},
+      {"The first {amount} of any loss are yours, the rest is paid within {days} days.",
+       {{"What part is mine?", "The first {amount}"}, {"When is the rest paid?", "within {days} days"}}},
+      {"Savings up to {sum} earn {percent}% a year.",
+       {{"Which savings earn interest?", "up to {sum}"}, {"How much do they earn?", "{percent}% a year"}}},
+      {"Letters go to the office in {city}, calls to {person}.",
+       {{"Where do letters go?", "the office in {city}"}, {"Who takes calls?", "{person}"}}},
+      {"{fund} may hold up to {percent}% in {currency}.",
+       {{"How much may it hold?", "up to {percent}%"}, {"In which currency?", "{currency}"}}},
+      {"Theft of {thing} is covered abroad for {days} days.",
+       {{"What is covered abroad?", "Theft of {thing}"}, {"For how long?", "{days} days"}}},
+      {"A missed payment costs {amount} and is reported after {days} days.",
+       {{"What does a missed payment cost?", "{amount}"}, {"When is it reported?", "after {days} days"}}},
+      {"Cover ends when {thing} is sold or after {months} months.",
+       {{"What sale ends the cover?", "{thing}"}, {"After what time does it end?", "after {months} months"}}},
+      {"Members from {country} get {percent}% off the premium.",
+       {{"Who gets a discount?", "Members from {country}"},
+        {"How large is it?", "{percent}% off the premium"}}},
+      {"Cash can be drawn {day}, at most {amount}.",
+       {{"When can cash be drawn?", "{day}"}, {"How much at most?", "{amount}"}}},
+      {"Children are insured until age {age}, parents up to {limit}.",
+       {{"Until when are children insured?", "age {age}"}, {"Limit for parents?", "{limit}"}}},
+      {"The broker keeps {percent}% of the price, the seller gets the rest {day}.",
+       {{"What does the broker keep?", "{percent}% of the price"},
+        {"When does the seller get the rest?", "{day}"}}},
+      {"Losses from {peril} need a report by the police in {city}.",
+       {{"Which losses need a report?", "Losses from {peril}"}, {"Where are the police?", "{city}"}}},
+      {"New clients get {amount} when they bring {sum}.",
+       {{"What do new clients get?", "{amount}"}, {"What must they bring?", "{sum}"}}},
+      {"The bank may close accounts with less than {amount} after {months} months.",
+       {{"Which accounts may be closed?", "accounts with less than {amount}"},
+        {"After what time?", "{months} months"}}},
+      {"Shares of {company} are sold first, those of {company2} last.",
+       {{"Which shares go first?", "Shares of {company}"}, {"Which go last?", "those of {company2}"}}},
+      {"An expert sees {thing} within {days} days of the report.",
+       {{"What does the expert see?", "{thing}"}, {"How soon?", "within {days} days"}}},
+      {"Pensions start at age {age} and rise {percent}% a year.",
+       {{"When do pensions start?", "at age {age}"}, {"How do they rise?", "{percent}% a year"}}},
+      {"Costs above {sum} must be approved by {person}.",
+       {{"Which costs need approval?", "Costs above {sum}"}, {"Who approves them?", "{person}"}}},
+      {"For {illness} the wait is {months} months and the limit {limit}.",
+       {{"How long is the wait?", "{months} months"}, {"What is the limit?", "{limit}"}}},
       // Held out from here on.
       {"Complaints are answered within {days} days; appeals cost {amount}.",
        {{"When are complaints answered?", "within {days} days"}, {"What do appeals cost?", "{amount}"}}},
@@ -91,6 +134,14 @@ const std::vector<Clause>& clauses() {
         {"When are they settled?", "after {days} days"}}},
       {"Cash from {city} is accepted up to {amount} a month.",
        {{"Which cash is accepted?", "Cash from {city}"}, {"Up to what sum?", "{amount}"}}},
+      {"Fines of {amount} are added if the form is late by {days} days.",
+       {{"How high are the fines?", "{amount}"}, {"How late is the form?", "{days} days"}}},
+      {"The credit line of {sum} is reviewed every {months} months.",
+       {{"How large is the credit line?", "{sum}"}, {"How often is it reviewed?", "every {months} months"}}},
+      {"Loss of {thing} is paid, damage by {peril} is not.",
+       {{"What is paid?", "Loss of {thing}"}, {"What is not paid?", "damage by {peril}"}}},
+      {"Investors from {country} wait {days} days for their money.",
+       {{"Who waits?", "Investors from {country}"}, {"How long do they wait?", "{days} days"}}},
   };
   return all;
 }

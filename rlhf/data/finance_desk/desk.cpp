@@ -77,15 +77,18 @@ Chat Case::prompt() const {
   return {{"system", instruction}, {"user", question}};
 }
 
-std::vector<Case> make_cases(Kind kind, Split split, std::size_t count, std::uint64_t seed) {
+std::vector<Case> make_cases(Kind kind, Split split, std::size_t count, std::uint64_t seed,
+                             Templates templates) {
   constexpr std::size_t kMaxFutileDraws = 3000;
   const KindSource& source = source_of(kind);
+  const auto ids = template_ids(kind, split, templates);
+  const std::set<std::string> allowed(ids.begin(), ids.end());
   RandomStream random(seed, stream_of(kind, split));
   std::vector<Case> cases;
   std::set<std::string> seen;
   for (std::size_t futile = 0; cases.size() < count;) {
     Draft draft = source.draw(split, random);
-    if (!seen.insert(draft.question).second) {
+    if (!allowed.contains(draft.template_id) || !seen.insert(draft.question).second) {
       RLHF_CHECK(++futile < kMaxFutileDraws, "finance desk: asked for ", count, " different ",
                  to_string(kind), " cases, the ", to_string(split), " templates gave ", cases.size());
       continue;
@@ -105,8 +108,14 @@ std::vector<Case> make_cases(Kind kind, Split split, std::size_t count, std::uin
   return cases;
 }
 
-std::vector<std::string> template_ids(Kind kind, Split split) {
-  return source_of(kind).template_ids(split);
+std::vector<std::string> template_ids(Kind kind, Split split, Templates templates) {
+  std::vector<std::string> ids = source_of(kind).template_ids(split);
+  if (templates == Templates::kAll) return ids;
+  // Every other pair: templates of a class stand together, and so do the two questions of a clause.
+  std::vector<std::string> half;
+  for (std::size_t i = 0; i < ids.size(); ++i)
+    if (i % 4 < 2) half.push_back(std::move(ids[i]));
+  return half;
 }
 
 std::vector<Corruption> corruptions(const Case& item, std::uint64_t seed) {

@@ -56,12 +56,20 @@ struct Case {
   Chat prompt() const;
 };
 
+/// Which templates of a split may be drawn. Answers have to be written and questions come by themselves, so
+/// demonstrations usually know only some of the wordings that prompts have.
+enum class Templates {
+  kAll,
+  kHalf,  ///< about half of every class; always the same half
+};
+
 /// Returns `count` different cases. @throws InvalidArgument when the templates of the split cannot make that
 /// many.
-std::vector<Case> make_cases(Kind kind, Split split, std::size_t count, std::uint64_t seed);
+std::vector<Case> make_cases(Kind kind, Split split, std::size_t count, std::uint64_t seed,
+                             Templates templates = Templates::kAll);
 
-/// Returns the ids of all templates of one kind and split.
-std::vector<std::string> template_ids(Kind kind, Split split);
+/// Returns the ids of the templates of one kind and split.
+std::vector<std::string> template_ids(Kind kind, Split split, Templates templates = Templates::kAll);
 
 /// A wrong answer to a case, for reward-model pairs. The kind's rule reward of `text` is below that of the
 /// gold answer.
