@@ -14,7 +14,8 @@ struct Statistics {
   std::size_t count = 0;
   double sum = 0;
   double mean = 0;
-  double deviation = 0;  ///< unbiased; 0 for fewer than two
+  double deviation = 0;      ///< unbiased; 0 for fewer than two
+  double positive_mean = 0;  ///< of max(score, 0)
   double length_sum = 0;
   double weighted_sum = 0;  ///< sum of length * score
 };
@@ -35,6 +36,7 @@ Statistics double_statistics(const GroupInputs& in, std::span<const std::size_t>
   s.count = members.size();
   for (const std::size_t i : members) {
     s.sum += in.scores[i];
+    s.positive_mean += std::max(in.scores[i], 0.0) / static_cast<double>(s.count);
     if (in.lengths.empty()) continue;
     s.length_sum += in.lengths[i];
     s.weighted_sum += in.lengths[i] * in.scores[i];
@@ -51,10 +53,12 @@ Statistics double_statistics(const GroupInputs& in, std::span<const std::size_t>
 Statistics single_statistics(const GroupInputs& in, std::span<const std::size_t> members) {
   float sum = 0;
   float squares = 0;
+  float positive = 0;
   for (const std::size_t i : members) {
     const auto score = static_cast<float>(in.scores[i]);
     sum += score;
     squares += score * score;
+    positive += std::max(score, 0.0F);
   }
   const auto count = static_cast<float>(members.size());
   const float variance = (squares - sum * sum / std::max(count, 1.0F)) / std::max(count - 1.0F, 1.0F);
@@ -63,6 +67,7 @@ Statistics single_statistics(const GroupInputs& in, std::span<const std::size_t>
   s.sum = sum;
   s.mean = sum / std::max(count, 1.0F);
   s.deviation = std::sqrt(std::max(variance, 0.0F));
+  s.positive_mean = positive / std::max(count, 1.0F);
   return s;
 }
 
@@ -86,13 +91,15 @@ double baseline_of(const GroupOptions& options, const Statistics& group, const S
                       " has no single value");
 }
 
-double scale_of(const GroupOptions& options, double group_deviation, const Statistics& batch,
+double scale_of(const GroupOptions& options, const Statistics& group, const Statistics& batch,
                 double non_zero_share) {
   switch (options.scale) {
     case GroupScale::kNone:
       return 1;
     case GroupScale::kGroup:
-      return group_deviation + options.epsilon;
+      return group.deviation + options.epsilon;
+    case GroupScale::kGroupMean:
+      return group.positive_mean > 0 ? group.positive_mean : std::numeric_limits<double>::infinity();
     case GroupScale::kBatch:
       return batch.deviation + options.epsilon;
     case GroupScale::kNonZeroShare:
@@ -155,7 +162,7 @@ std::vector<double> group_advantages(const GroupOptions& options, const GroupInp
     const bool alone = members.size() == 1 && options.baseline != GroupBaseline::kBestOfGroup;
     if (alone && depends_on_group(options.baseline) && options.singletons == SingletonGroups::kZero) continue;
     if (alone && options.singletons == SingletonGroups::kKeepScore) group.deviation = 1;
-    const double scale = scale_of(options, group.deviation, batch, share);
+    const double scale = scale_of(options, group, batch, share);
     if (options.baseline == GroupBaseline::kBestOfGroup) {
       best_of_group(in, members, scale, advantages);
       continue;

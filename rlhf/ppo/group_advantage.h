@@ -24,6 +24,8 @@ enum class GroupBaseline {
 enum class GroupScale {
   kNone,
   kGroup,         ///< deviation of the group + epsilon
+  kGroupMean,     ///< mean of the positive parts of the group's scores; advantages 0 where that is 0 (MaxRL,
+                  ///< arXiv 2602.02710: hard prompts weigh like 1 / pass rate, as in maximum likelihood)
   kBatch,         ///< deviation of all scores + epsilon
   kNonZeroShare,  ///< share of responses with a non-zero score (GPG)
 };
@@ -59,6 +61,7 @@ struct GroupOptions {
     v.choice("scale", scale,
              {{"none", GroupScale::kNone},
               {"group", GroupScale::kGroup},
+              {"group_mean", GroupScale::kGroupMean},
               {"batch", GroupScale::kBatch},
               {"non_zero_share", GroupScale::kNonZeroShare}},
              "What the difference is divided by");

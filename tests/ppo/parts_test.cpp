@@ -205,3 +205,16 @@ TEST_CASE("the micro-batch pool cuts every sequence once, in full passes, and ke
     CHECK(std::ranges::adjacent_find(seen) == seen.end());
   }
 }
+
+TEST_CASE("MaxRL: advantages over the group's mean, by hand") {
+  ppo::GroupOptions options;
+  options.baseline = ppo::GroupBaseline::kMean;
+  options.scale = ppo::GroupScale::kGroupMean;
+  // Pass rates 1/4, 3/4, 0; and penalties, which are not part of the pass rate.
+  const std::vector<double> scores = {1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, -1, -1, -1};
+  const std::vector<std::uint64_t> groups = {1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4};
+  const auto advantages = ppo::group_advantages(options, {scores, groups, {}});
+  const std::vector<double> expected = {3, -1, -1, -1, 1. / 3, 1. / 3, 1. / 3, -1, 0, 0, 0, 0, 6, -2, -2, -2};
+  REQUIRE(advantages.size() == expected.size());
+  for (std::size_t i = 0; i < expected.size(); ++i) CHECK(std::abs(advantages[i] - expected[i]) < 1e-12);
+}
