@@ -32,7 +32,9 @@ struct PpoResponse {
   const Prompt* prompt = nullptr;
   Sample sample;
   std::string text;
-  std::vector<TokenId> tokens;  ///< prompt and response
+  /// Prompt and response: what a forward pass runs. Without the last token where nothing reads what follows it
+  /// (no critic, no reward model).
+  std::vector<TokenId> tokens;
   bool judged = false;          ///< rule_score is there
   Score rule_score;
   double model_score = 0;

@@ -54,6 +54,7 @@ PpoResponse PpoRollout::make_response(Sample sample, std::size_t slot) const {
   if (models_.policy.has_tokenizer()) response.text = response_text(models_.policy, sample);
   response.tokens = response.prompt->tokens;
   response.tokens.insert(response.tokens.end(), sample.tokens.begin(), sample.tokens.end());
+  if (!models_.critic && !models_.reward) response.tokens.pop_back();
   response.scored.rollout_log_probs = {sample.logprobs.begin(), sample.logprobs.end()};
   response.scored.log_probs = response.scored.rollout_log_probs;
   response.scored.mask = sample.mask;
