@@ -96,7 +96,7 @@ void build_finance_desk(const RunOptions& options, const LanguageModel& model, T
         const auto prompt = model.encode_chat(item.prompt());
         const TrainingExample gold = make_example(model, prompt, item.answer, tool);
         for (const finance::Corruption& wrong : finance::corruptions(item, pair_seed + item.id))
-          out.push_back({gold.tokens, make_example(model, prompt, wrong.text, tool).tokens, 0, name});
+          out.push_back({gold, make_example(model, prompt, wrong.text, tool), 0, name});
       }
     };
     if (options.has_stage(Stage::kReward)) {
@@ -194,10 +194,9 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
     for (const PreferencePair& pair : read_preference_pairs(file, section.prompt_text)) {
       const auto side = [&](const RankedResponse& ranked) {
         std::string text;
-        auto tokens =
-            make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {}).tokens;
-        check_length(tokens.size(), file, pair.line);
-        return tokens;
+        auto example = make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {});
+        check_length(example.tokens.size(), file, pair.line);
+        return example;
       };
       out.push_back({side(pair.chosen), side(pair.rejected), pair.margin, pair.task});
     }

@@ -20,9 +20,10 @@ struct TrainingExample {
   std::vector<std::uint8_t> loss_mask;
 };
 
-/// A tokenised comparison; scores are read at the last token.
+/// A tokenised comparison. Reward models read their scores at the last token; preference losses take the
+/// log-probs of the tokens whose mask is 1.
 struct TrainingPair {
-  std::vector<TokenId> chosen, rejected;
+  TrainingExample chosen, rejected;
   double margin = 0;
   std::string task;
 };
