@@ -99,7 +99,7 @@ void build_finance_desk(const RunOptions& options, const LanguageModel& model, T
           out.push_back({gold, make_example(model, prompt, wrong.text, tool), 0, name});
       }
     };
-    if (options.has_stage(Stage::kReward)) {
+    if (options.needs_pairs()) {
       pairs(Split::kTrain, count(section.pair_cases), seed * 4 + 2, data.train_pairs);
       pairs(Split::kHeldOut, count(section.held_out_pair_cases), seed * 4 + 2, data.held_out_pairs);
     }
@@ -201,7 +201,7 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
       out.push_back({side(pair.chosen), side(pair.rejected), pair.margin, pair.task});
     }
   };
-  if (options.has_stage(Stage::kReward)) {
+  if (options.needs_pairs()) {
     pairs(section.pairs_file, data.train_pairs);
     if (!section.held_out_pairs_file.empty()) pairs(section.held_out_pairs_file, data.held_out_pairs);
   }

@@ -7,6 +7,7 @@
 #include "rlhf/model/weight_file.h"
 #include "rlhf/train/build_task.h"
 #include "rlhf/train/ppo_trainer.h"
+#include "rlhf/train/preference.h"
 
 namespace rlhf {
 namespace {
@@ -57,8 +58,8 @@ void Pipeline::plan_memory() {
   const std::uint64_t critic = ppo && ppo::needs_critic(options_.ppo.algorithm) ? 1 : 0;
   const std::uint64_t reference = ppo && ppo::needs_reference(options_.ppo.algorithm) ? 1 : 0;
   const std::uint64_t reward = options_.has_stage(Stage::kReward) ? 1 : 0;
-  const bool trains =
-      ppo || reward || options_.has_stage(Stage::kSft) || options_.has_stage(Stage::kPretrain);
+  const bool trains = std::ranges::any_of(
+      options_.stages, [](const std::string& stage) { return stage != to_string(Stage::kEval); });
   memory_.emplace_back("policy weights", weights);
   if (trains) memory_.emplace_back("policy gradient and moments", 3 * trainable);
   if (critic) memory_.emplace_back("critic (own part: weights, gradient, moments)", 4 * trainable);
@@ -77,7 +78,7 @@ void Pipeline::plan_memory() {
       policy_.config().num_layers - policy_.parameters().weights().first_trainable_layer;
   const std::int64_t tokens =
       std::max({options_.ppo.max_tokens_per_micro_batch, options_.sft.max_tokens_per_micro_batch,
-                options_.reward.max_tokens_per_micro_batch});
+                options_.reward.max_tokens_per_micro_batch, options_.preference.max_tokens_per_micro_batch});
   if (trains)
     memory_.emplace_back("activations",
                          SequencePass<float>::activation_bytes(policy_.config(), tokens, layers));
@@ -131,7 +132,7 @@ RunReport Pipeline::run() {
   clear_directory();
   const bool judged = options_.has_stage(Stage::kEval);
   if (judged && options_.eval.base) judge("base");
-  for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo})
+  for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPreference, Stage::kPpo})
     if (options_.has_stage(stage)) run_stage(stage);
   if (reward_model_) {
     // Only now, so that the stages before the reward model have its scores too.
@@ -157,6 +158,9 @@ void Pipeline::run_stage(Stage stage) {
       break;
     case Stage::kReward:
       train_reward_model();
+      break;
+    case Stage::kPreference:
+      train_preference();
       break;
     case Stage::kPpo:
       train_ppo();
@@ -199,6 +203,24 @@ void Pipeline::train_reward_model() {
   observer_.message(LogLevel::kInfo,
                     concat("reward model: orders ", 100 * accuracy.accuracy, " % of ", accuracy.pairs,
                            " held-out pairs rightly, calibration error ", accuracy.calibration_error));
+}
+
+void Pipeline::train_preference() {
+  const StageContext stage_context = context();
+  PreferenceStage stage(policy_, data_, options_.preference, stage_context);
+  if (is_done("preference")) {
+    load_final("preference", policy_.parameters());
+  } else {
+    stage.run();
+    save_final("preference", policy_.parameters());
+  }
+  const PairMeasure held_out = stage.judge_held_out();
+  if (held_out.pairs == 0) return;
+  results_.emplace_back("preference/pairs", static_cast<double>(held_out.pairs));
+  results_.emplace_back("preference/loss", held_out.loss);
+  for (const auto& [name, value] : held_out.metrics()) results_.emplace_back("preference/" + name, value);
+  observer_.message(LogLevel::kInfo, concat("preference: orders ", 100 * held_out.accuracy(), " % of ",
+                                            held_out.pairs, " held-out pairs rightly"));
 }
 
 void Pipeline::train_ppo() {

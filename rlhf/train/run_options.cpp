@@ -5,8 +5,17 @@
 
 namespace rlhf {
 namespace {
-constexpr std::array kStages = {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo, Stage::kEval};
+
+constexpr std::array kStages = {Stage::kPretrain,   Stage::kSft, Stage::kReward,
+                                Stage::kPreference, Stage::kPpo, Stage::kEval};
+
+std::string stage_names() {
+  std::string names;
+  for (Stage stage : kStages) names += (names.empty() ? "" : ", ") + std::string(to_string(stage));
+  return names;
 }
+
+}  // namespace
 
 const char* to_string(Stage stage) {
   switch (stage) {
@@ -16,12 +25,18 @@ const char* to_string(Stage stage) {
       return "sft";
     case Stage::kReward:
       return "reward";
+    case Stage::kPreference:
+      return "preference";
     case Stage::kPpo:
       return "ppo";
     case Stage::kEval:
       return "eval";
   }
   return "unknown";
+}
+
+bool RunOptions::needs_pairs() const {
+  return has_stage(Stage::kReward) || has_stage(Stage::kPreference);
 }
 
 bool RunOptions::has_stage(Stage stage) const {
@@ -34,14 +49,12 @@ void RunOptions::validate(config::Problems& problems) const {
     const auto known =
         std::find_if(kStages.begin(), kStages.end(), [&](Stage s) { return name == to_string(s); });
     if (known == kStages.end()) {
-      problems.add("stages", "'" + name + "' is no stage; expected pretrain, sft, reward, ppo or eval");
+      problems.add("stages", "'" + name + "' is no stage; expected one of " + stage_names());
       continue;
     }
     const auto position = static_cast<std::size_t>(known - kStages.begin());
     if (position < next)
-      problems.add(
-          "stages",
-          "'" + name + "' is out of order or given twice; the order is pretrain, sft, reward, ppo, eval");
+      problems.add("stages", "'" + name + "' is out of order or given twice; the order is " + stage_names());
     next = position + 1;
   }
   if (stages.empty()) problems.add("stages", "there is nothing to do: give at least one stage");
@@ -60,14 +73,18 @@ void RunOptions::validate(config::Problems& problems) const {
   needs_file(Stage::kPretrain, data.sft_file, "sft_file");
   needs_file(Stage::kSft, data.sft_file, "sft_file");
   needs_file(Stage::kReward, data.pairs_file, "pairs_file");
+  needs_file(Stage::kPreference, data.pairs_file, "pairs_file");
   needs_file(Stage::kPpo, data.prompts_file, "prompts_file");
   needs_file(Stage::kEval, data.eval_file, "eval_file");
   if (has_stage(Stage::kPpo) && data.source == DataSource::kFiles && rewards.empty() &&
       ppo.reward_model_weight == 0)
     problems.add("rewards",
                  "ppo on files needs a rule reward, or ppo.reward_model_weight and the stage 'reward'");
-  if (data.source == DataSource::kRandomWalks && has_stage(Stage::kReward))
-    problems.add("stages", "data.source: random_walks has no preference pairs for the stage 'reward'");
+  for (Stage stage : {Stage::kReward, Stage::kPreference})
+    if (data.source == DataSource::kRandomWalks && has_stage(stage))
+      problems.add("stages",
+                   std::string("data.source: random_walks has no preference pairs for the stage '") +
+                       to_string(stage) + "'");
   if (data.source == DataSource::kRandomWalks &&
       (!model.new_model || model.new_model->vocabulary != NewModelOptions::Vocabulary::kLetters))
     problems.add("model.new.vocabulary",

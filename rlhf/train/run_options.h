@@ -10,6 +10,7 @@
 #include "rlhf/train/generation.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/ppo_options.h"
+#include "rlhf/train/preference_options.h"
 #include "rlhf/train/reward_model.h"
 #include "rlhf/train/schedule_options.h"
 #include "rlhf/train/sft.h"
@@ -72,15 +73,17 @@ struct DataSection {
              "Where prompts, demonstrations and pairs come from");
     v.field("kinds", kinds, "finance_desk: task kinds");
     v.field("sft_cases", sft_cases, "finance_desk: demonstrations per kind; random_walks: walks", {0, 1e7});
-    v.field("pair_cases", pair_cases, "finance_desk: cases per kind for reward-model pairs", {0, 1e7});
+    v.field("pair_cases", pair_cases, "finance_desk: cases per kind for preference pairs", {0, 1e7});
     v.field("held_out_pair_cases", held_out_pair_cases,
-            "finance_desk: held-out cases per kind that the reward model is judged on", {0, 1e7});
+            "finance_desk: held-out cases per kind for pairs that reward and preference are judged on",
+            {0, 1e7});
     v.field("prompt_cases", prompt_cases, "finance_desk: training prompts per kind", {1, 1e7});
     v.field("eval_cases", eval_cases, "finance_desk: held-out cases per kind; random_walks: draws per start",
             {1, 1e6});
     v.field("sft_file", sft_file, "files: JSONL demonstrations");
     v.field("pairs_file", pairs_file, "files: JSONL preference pairs");
-    v.field("held_out_pairs_file", held_out_pairs_file, "files: JSONL pairs the reward model is judged on");
+    v.field("held_out_pairs_file", held_out_pairs_file,
+            "files: JSONL pairs that reward and preference are judged on");
     v.field("prompts_file", prompts_file, "files: JSONL prompts for ppo");
     v.field("eval_file", eval_file, "files: JSONL prompts for eval");
     v.choice("prompt_text", prompt_text,
@@ -121,7 +124,7 @@ struct RewardSection {
   }
 };
 
-enum class Stage { kPretrain, kSft, kReward, kPpo, kEval };
+enum class Stage { kPretrain, kSft, kReward, kPreference, kPpo, kEval };
 const char* to_string(Stage stage);
 
 struct EvalSection {
@@ -167,6 +170,7 @@ struct RunOptions {
   std::vector<std::string> stages = {"sft", "ppo", "eval"};
   SftOptions pretrain, sft;
   RewardModelOptions reward;
+  PreferenceStageOptions preference;
   RolloutOptions rollout;
   PpoStageOptions ppo;
   EvalSection eval;
@@ -182,10 +186,11 @@ struct RunOptions {
     v.group("model", model, "The policy");
     v.group("data", data, "Prompts, demonstrations, pairs");
     v.list("rewards", rewards, "Rule rewards; empty = the rule of data.source");
-    v.field("stages", stages, "Any of pretrain, sft, reward, ppo, eval, in this order");
+    v.field("stages", stages, "Any of pretrain, sft, reward, preference, ppo, eval, in this order");
     v.group("pretrain", pretrain, "Next-token training on raw text");
     v.group("sft", sft, "Supervised fine-tuning");
     v.group("reward", reward, "Reward model");
+    v.group("preference", preference, "Offline preference learning (DPO and relatives)");
     v.group("rollout", rollout, "Sampling of responses");
     v.group("ppo", ppo, "Policy optimisation");
     v.group("eval", eval, "Evaluation");
@@ -195,6 +200,7 @@ struct RunOptions {
   void validate(config::Problems& problems) const;
 
   bool has_stage(Stage stage) const;
+  bool needs_pairs() const;
   std::string directory() const { return run.dir.empty() ? "runs/" + run.name : run.dir; }
 };
 
