@@ -190,21 +190,23 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
               : make_chat_example(model, record, section.sft_file));
       check_length(data.demonstrations.back().tokens.size(), section.sft_file, record.line);
     }
-  const auto pairs = [&](const std::string& file, std::vector<TrainingPair>& out) {
-    for (const PreferencePair& pair : read_preference_pairs(file, section.prompt_text)) {
-      const auto side = [&](const RankedResponse& ranked) {
-        std::string text;
-        auto example = make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {});
-        check_length(example.tokens.size(), file, pair.line);
-        return example;
-      };
-      out.push_back({side(pair.chosen), side(pair.rejected), pair.margin, pair.task});
-    }
+  const auto side = [&](const RankedResponse& ranked, const std::string& file, std::int64_t line) {
+    std::string text;
+    auto example = make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {});
+    check_length(example.tokens.size(), file, line);
+    return example;
   };
-  if (options.needs_pairs()) {
-    pairs(section.pairs_file, data.train_pairs);
-    if (!section.held_out_pairs_file.empty()) pairs(section.held_out_pairs_file, data.held_out_pairs);
-  }
+  const auto pairs = [&](const std::string& file, std::vector<TrainingPair>& out) {
+    for (const PreferencePair& pair : read_preference_pairs(file, section.prompt_text))
+      out.push_back(
+          {side(pair.chosen, file, pair.line), side(pair.rejected, file, pair.line), pair.margin, pair.task});
+  };
+  if (options.needs_pairs()) pairs(section.pairs_file, data.train_pairs);
+  if ((options.needs_pairs() || options.has_labels()) && !section.held_out_pairs_file.empty())
+    pairs(section.held_out_pairs_file, data.held_out_pairs);
+  if (options.has_labels())
+    for (const LabelledResponse& record : read_labelled_responses(section.labels_file, section.prompt_text))
+      data.labelled.push_back({side(record.answer, section.labels_file, record.line), record.desirable});
   const auto prompts = [&](const std::string& file, std::vector<Prompt>& out) {
     for (const PromptRecord& record : read_prompt_records(file, section.prompt_text)) {
       Prompt prompt;

@@ -4,6 +4,7 @@
 #include "rlhf/train/preference_options.h"
 #include "rlhf/train/stage.h"
 #include "rlhf/train/task_data.h"
+#include "rlhf/train/unpaired.h"
 
 namespace rlhf {
 
@@ -19,10 +20,14 @@ class PreferenceStage {
 
   /// Trains the policy. @throws StageStopped, Error naming the step when the loss is not finite
   void run();
-  /// How the policy as it is now orders the held-out pairs; without any, zeros.
+  /// How the policy as it is now orders the held-out pairs; without any, zeros. The loss is that of the
+  /// pairs, for unpaired losses DPO's.
   PairMeasure judge_held_out();
 
  private:
+  void run_pairs(const StepPlan& plan);
+  void run_unpaired(const StepPlan& plan);
+
   const PreferenceStageOptions& options_;
   const StageContext& context_;
   Parameters<float>& policy_;
@@ -30,6 +35,8 @@ class PreferenceStage {
   SequencePass<float> pass_;
   PairLoss loss_;
   PairBatch held_out_;
+  std::vector<LabelledExample> labelled_;    ///< of unpaired losses
+  std::vector<TrainingExample> mismatched_;  ///< of KTO
 };
 
 }  // namespace rlhf

@@ -36,7 +36,7 @@ const char* to_string(Stage stage) {
 }
 
 bool RunOptions::needs_pairs() const {
-  return has_stage(Stage::kReward) || has_stage(Stage::kPreference);
+  return has_stage(Stage::kReward) || (has_stage(Stage::kPreference) && !has_labels());
 }
 
 bool RunOptions::has_stage(Stage stage) const {
@@ -73,7 +73,11 @@ void RunOptions::validate(config::Problems& problems) const {
   needs_file(Stage::kPretrain, data.sft_file, "sft_file");
   needs_file(Stage::kSft, data.sft_file, "sft_file");
   needs_file(Stage::kReward, data.pairs_file, "pairs_file");
-  needs_file(Stage::kPreference, data.pairs_file, "pairs_file");
+  if (!has_labels()) needs_file(Stage::kPreference, data.pairs_file, "pairs_file");
+  if (!data.labels_file.empty() &&
+      (data.source != DataSource::kFiles || !has_stage(Stage::kPreference) || !preference.unpaired))
+    problems.add("data.labels_file",
+                 "only preference.unpaired of the stage 'preference' on data.source: files reads labels");
   needs_file(Stage::kPpo, data.prompts_file, "prompts_file");
   needs_file(Stage::kEval, data.eval_file, "eval_file");
   if (has_stage(Stage::kPpo) && data.source == DataSource::kFiles && rewards.empty() &&

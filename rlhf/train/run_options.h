@@ -61,7 +61,7 @@ struct DataSection {
   std::vector<std::string> kinds = {"intent", "gate", "calculation", "clause", "view"};
   std::int64_t sft_cases = 200, pair_cases = 200, held_out_pair_cases = 20, prompt_cases = 1000,
                eval_cases = 200;
-  std::string sft_file, pairs_file, held_out_pairs_file, prompts_file, eval_file;
+  std::string sft_file, pairs_file, held_out_pairs_file, labels_file, prompts_file, eval_file;
   PromptText prompt_text = PromptText::kUserMessage;
 
   template <class V>
@@ -84,6 +84,8 @@ struct DataSection {
     v.field("pairs_file", pairs_file, "files: JSONL preference pairs");
     v.field("held_out_pairs_file", held_out_pairs_file,
             "files: JSONL pairs that reward and preference are judged on");
+    v.field("labels_file", labels_file,
+            "files: JSONL responses with labels for preference.unpaired; empty = the sides of pairs_file");
     v.field("prompts_file", prompts_file, "files: JSONL prompts for ppo");
     v.field("eval_file", eval_file, "files: JSONL prompts for eval");
     v.choice("prompt_text", prompt_text,
@@ -201,6 +203,7 @@ struct RunOptions {
 
   bool has_stage(Stage stage) const;
   bool needs_pairs() const;
+  bool has_labels() const { return data.source == DataSource::kFiles && !data.labels_file.empty(); }
   std::string directory() const { return run.dir.empty() ? "runs/" + run.name : run.dir; }
 };
 

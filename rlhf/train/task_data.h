@@ -28,6 +28,12 @@ struct TrainingPair {
   std::string task;
 };
 
+/// A tokenised response marked good or bad by itself.
+struct LabelledExample {
+  TrainingExample example;
+  bool desirable = true;
+};
+
 /// A constant answer per task, for the report.
 struct TaskBaseline {
   std::string task, name, answer;
@@ -37,6 +43,7 @@ struct TaskBaseline {
 struct TaskData {
   std::vector<TrainingExample> demonstrations;
   std::vector<TrainingPair> train_pairs, held_out_pairs;
+  std::vector<LabelledExample> labelled;  ///< for unpaired preference losses; empty: the sides of the pairs
   std::vector<Prompt> train_prompts, eval_prompts;
   std::vector<TaskBaseline> baselines;
   RewardComposition rules;                ///< rule rewards; may be empty

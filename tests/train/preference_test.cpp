@@ -204,6 +204,84 @@ TEST_CASE("the gradient of preference losses equals central differences, in one 
   }
 }
 
+TEST_CASE("KTO's mismatched examples have the response to another prompt, the nearest one before") {
+  const auto labelled = [](const std::vector<TokenId>& prompt, const std::vector<TokenId>& response) {
+    return LabelledExample{example_of(prompt, response), true};
+  };
+  const std::vector<LabelledExample> examples = {labelled({1, 2}, {10}), labelled({1, 2}, {11, 12}),
+                                                 labelled({3}, {13, 14, 15}), labelled({1, 2, 3}, {16})};
+  const auto mismatched = make_mismatched(examples, 64);
+  REQUIRE(mismatched.size() == 4);
+  CHECK(mismatched[0].tokens == std::vector<TokenId>{1, 2, 16});
+  CHECK(mismatched[1].tokens == std::vector<TokenId>{1, 2, 16});  // example 0 answers the same prompt
+  CHECK(mismatched[2].tokens == std::vector<TokenId>{3, 11, 12});
+  CHECK(mismatched[2].loss_mask == std::vector<std::uint8_t>{0, 1, 1});
+  CHECK(mismatched[3].tokens == std::vector<TokenId>{1, 2, 3, 13, 14, 15});
+  // In five tokens the last prompt has no room for three more.
+  CHECK(make_mismatched(examples, 5)[3].tokens == std::vector<TokenId>{1, 2, 3, 11, 12});
+  CHECK_THROWS_WITH(
+      make_mismatched({examples[0], examples[1]}, 64),
+      ContainsSubstring("example 1 of 2 finds none that fits the model's context of 64 tokens") &&
+          ContainsSubstring("apo_zero_unpaired"));
+}
+
+TEST_CASE("the gradient of unpaired losses equals central differences, in one micro-batch and in several") {
+  std::vector<LabelledExample> examples;
+  for (std::size_t i = 0; i < 5; ++i)
+    examples.push_back({example_of(random_tokens(4, i), random_tokens(3 + 2 * i, 20 + i)), i % 2 == 0});
+  const std::vector<TrainingExample> mismatched = make_mismatched(examples, 64);
+  std::vector<const LabelledExample*> chosen;
+  std::vector<const TrainingExample*> others;
+  for (const LabelledExample& example : examples) chosen.push_back(&example);
+  for (const TrainingExample& example : mismatched) others.push_back(&example);
+  for (const auto kind : {ppo::UnpairedKind::kKto, ppo::UnpairedKind::kApoZero})
+    for (const std::int64_t max_tokens : {1000, 25}) {
+      const bool kto = kind == ppo::UnpairedKind::kKto;
+      INFO((kto ? "KTO" : "APO") << ", passes of at most " << max_tokens << " tokens");
+      Lane lane;
+      LanguageModel model = LanguageModel::create(tiny_model(), {}, 4);
+      Parameters<float>& policy = model.parameters();
+      const Parameters<double> reference = to_double(policy, {});
+      SequencePass<float> pass(policy.config(), lane.context.compute);
+      ppo::UnpairedOptions options;
+      options.kind = kind;
+      options.beta = 0.3;
+      options.undesirable_weight = 1.5;
+      UnpairedLoss loss(options, max_tokens, pass);
+      const LabelledBatch batch =
+          loss.refer(chosen, kto ? others : std::vector<const TrainingExample*>{}, policy.weights());
+      disturb(policy.trainable());
+      Parameters<double> in_double = to_double(policy, {});
+      const auto log_ratio = [&](const TrainingExample& example, double before) {
+        return plain_sum(in_double, example).log_prob - before;
+      };
+      std::vector<double> before;
+      for (const LabelledExample& example : examples)
+        before.push_back(plain_sum(reference, example.example).log_prob);
+      // The reference point is a number: no gradient flows through it.
+      double kl = 0;
+      for (const TrainingExample& example : mismatched)
+        if (kto) kl += log_ratio(example, plain_sum(reference, example).log_prob) / 5;
+      kl = std::max(kl, 0.0);
+      const auto plain = [&] {
+        double sum = 0;
+        for (std::size_t i = 0; i < examples.size(); ++i) {
+          const double z = 0.3 * (log_ratio(examples[i].example, before[i]) - kl);
+          sum += examples[i].desirable ? 1 - 1 / (1 + std::exp(-z)) : 1.5 * (1 - 1 / (1 + std::exp(z)));
+        }
+        return sum / 5;
+      };
+      const LabelledMeasure measure = loss.train(batch, policy.weights());
+      CHECK(measure.loss == Approx(plain()).epsilon(1e-5));
+      CHECK(measure.kl == Approx(kl).epsilon(1e-4));
+      CHECK(measure.desirable == 3);
+      CHECK(measure.undesirable == 2);
+      std::vector<float> gradient(policy.gradient().begin(), policy.gradient().end());
+      std::ranges::fill(policy.trainable(), 0.0f);
+      check_gradient(gradient, policy, in_double, plain);
+    }
+}
+
 TEST_CASE("DPO reaches its closed form: policy / reference is proportional to exp(reward / beta)") {
   // Rewards log 1, log 2, log 4: under Bradley-Terry, b beats a in 2 of 3 comparisons, c beats b in 2 of 3
   // and c beats a in 4 of 5. These comparisons are the data, so its empirical optimum is the closed form.
@@ -273,6 +351,32 @@ TEST_CASE("a run with DPO learns its pairs and says how well it orders those hel
   CHECK(run.steps.contains({"eval preference", 1}));
 }
 
+TEST_CASE("a run with KTO learns from pairs taken apart, and from a file of labels") {
+  const TinyData data;
+  std::string labels;
+  for (const char* subject : {"rates", "bonds", "gold", "oil", "cash"})
+    for (const char* label : {"true", "false"})
+      labels += std::string(R"({"prompt": "on )") + subject + R"(: ", "response": ")" +
+                (*label == 't' ? "sell" : std::string("buy ") + subject) + R"(", "label": )" + label + "}\n";
+  const auto file = data.folder().write("labels.jsonl", labels);
+  for (const std::string& source :
+       {std::string("pairs_file=") + data.path("pairs.jsonl").string(), "labels_file=" + file.string()}) {
+    INFO(source);
+    const auto options =
+        data.options("run_" + source.substr(0, 5),
+                     {"stages=[sft, preference]", "data.pairs_file=''", "data." + source,
+                      "preference.max_steps=40", "preference.pairs_per_step=5",
+                      "preference.unpaired.kind=kto", "preference.optimizer.learning_rate=0.003"});
+    const Attempt run = attempt(options, Start::kFresh);
+    // Rewards are 0 at first: every sigmoid is a half.
+    CHECK(metric(run.steps.at({"preference", 1}), "loss", 0) == Approx(0.5));
+    CHECK(metric(run.steps.at({"preference", 1}), "kl", 1) == 0);
+    CHECK(metric(run.steps.at({"preference", 40}), "loss", 1) < 0.45);
+    CHECK(metric(run.steps.at({"preference", 40}), "margin", 0) > 0.5);
+    CHECK(metric(run.report.metrics, "preference/accuracy", 0) == 1);
+  }
+}
+
 TEST_CASE("a preference stage says which data or option it cannot use") {
   Lane lane;
   LanguageModel model = LanguageModel::create(tiny_model(), {}, 4);
@@ -283,12 +387,14 @@ TEST_CASE("a preference stage says which data or option it cannot use") {
   data = four_pairs();
   data.train_pairs[2].rejected.loss_mask.assign(data.train_pairs[2].rejected.tokens.size(), 0);
   CHECK_THROWS_WITH(make(data),
-                    "preference: training pair 3: the rejected response has no token to learn from");
+                    "preference: the rejected response of training pair 3 has no token to learn from");
   data = four_pairs();
   data.held_out_pairs = data.train_pairs;
   data.held_out_pairs[0].chosen = example_of(random_tokens(5, 1), random_tokens(70, 2));
-  CHECK_THROWS_WITH(make(data),
-                    "preference: held-out pair 1: the chosen side has 75 tokens, the model's context is 64");
+  CHECK_THROWS_WITH(
+      make(data),
+      "preference: the chosen response of held-out pair 1 has 75 tokens with its prompt, the model's "
+      "context is 64");
 
   const TinyData files;
   const auto parse = [&](std::vector<std::string> overrides) {
@@ -296,7 +402,7 @@ TEST_CASE("a preference stage says which data or option it cannot use") {
     return files.options("run", overrides);
   };
   CHECK_THROWS_WITH(
-      parse({"data.pairs_file="}),
+      parse({"data.pairs_file=''"}),
       ContainsSubstring("data.pairs_file") && ContainsSubstring("the stage 'preference' needs this file"));
   CHECK_THROWS_WITH(parse({"preference.loss.terms=[]"}),
                     ContainsSubstring("preference.loss.terms") && ContainsSubstring("at least one term"));
@@ -306,6 +412,8 @@ TEST_CASE("a preference stage says which data or option it cannot use") {
   CHECK_THROWS_WITH(parse({"preference.loss.label_smoothing=0.1"}),
                     ContainsSubstring("preference.loss.label_smoothing") &&
                         ContainsSubstring("no term uses it; conservative, robust"));
+  CHECK_THROWS_WITH(parse({"data.labels_file=x"}),
+                    ContainsSubstring("data.labels_file") && ContainsSubstring("only preference.unpaired"));
   CHECK_THROWS_WITH(parse({"preference.loss.terms=[{kind: dpo}]"}), ContainsSubstring("sigmoid"));
   CHECK_THROWS_WITH(files.options("run", {"stages=[preference, reward]"}),
                     ContainsSubstring("'reward' is out of order"));

@@ -204,7 +204,9 @@ TEST_CASE("preference learning stopped anywhere and resumed equals the uninterru
   const TinyData data;
   const Stages stages = {"sft", "preference", "ppo"};
   const std::vector<std::vector<std::string>> variants = {
-      {}, {"model.trainable=lora", "model.lora_rank=2", "preference.loss.terms=[{kind: orpo}, {kind: sft}]"}};
+      {},
+      {"model.trainable=lora", "model.lora_rank=2", "preference.loss.terms=[{kind: orpo}, {kind: sft}]"},
+      {"preference.unpaired.beta=0.2"}};
   for (std::size_t v = 0; v < variants.size(); ++v) {
     std::vector<std::string> overrides = {"stages=[sft, preference, ppo, eval]",
                                           "preference.max_steps=4",
