@@ -103,7 +103,7 @@ void build_finance_desk(const RunOptions& options, const LanguageModel& model, T
       pairs(Split::kTrain, count(section.pair_cases), seed * 4 + 2, data.train_pairs);
       pairs(Split::kHeldOut, count(section.held_out_pair_cases), seed * 4 + 2, data.held_out_pairs);
     }
-    if (options.has_stage(Stage::kPpo))
+    if (options.needs_prompts())
       for (const finance::Case& item :
            finance::make_cases(kind, Split::kTrain, count(section.prompt_cases), seed * 4 + 3))
         data.train_prompts.push_back(make_prompt(model, item));
@@ -222,7 +222,7 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
       out.push_back(std::move(prompt));
     }
   };
-  if (options.has_stage(Stage::kPpo)) prompts(section.prompts_file, data.train_prompts);
+  if (options.needs_prompts()) prompts(section.prompts_file, data.train_prompts);
   if (options.has_stage(Stage::kEval)) prompts(section.eval_file, data.eval_prompts);
 }
 

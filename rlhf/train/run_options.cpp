@@ -6,8 +6,9 @@
 namespace rlhf {
 namespace {
 
-constexpr std::array kStages = {Stage::kPretrain,   Stage::kSft, Stage::kReward,
-                                Stage::kPreference, Stage::kPpo, Stage::kEval};
+constexpr std::array kStages = {
+    Stage::kPretrain,         Stage::kSft, Stage::kReward, Stage::kPreference, Stage::kRejectionSampling,
+    Stage::kOnlinePreference, Stage::kPpo, Stage::kEval};
 
 std::string stage_names() {
   std::string names;
@@ -27,6 +28,10 @@ const char* to_string(Stage stage) {
       return "reward";
     case Stage::kPreference:
       return "preference";
+    case Stage::kRejectionSampling:
+      return "rejection_sampling";
+    case Stage::kOnlinePreference:
+      return "online_preference";
     case Stage::kPpo:
       return "ppo";
     case Stage::kEval:
@@ -41,6 +46,26 @@ bool RunOptions::needs_pairs() const {
 
 bool RunOptions::has_stage(Stage stage) const {
   return std::find(stages.begin(), stages.end(), to_string(stage)) != stages.end();
+}
+
+bool RunOptions::needs_prompts() const {
+  return has_stage(Stage::kRejectionSampling) || has_stage(Stage::kOnlinePreference) ||
+         has_stage(Stage::kPpo);
+}
+
+// What every stage that samples and judges responses needs.
+void RunOptions::validate_sampling(config::Problems& problems, Stage stage,
+                                   double reward_model_weight) const {
+  if (!has_stage(stage)) return;
+  const std::string name = to_string(stage);
+  if (reward_model_weight != 0 && !has_stage(Stage::kReward))
+    problems.add(name + ".reward_model_weight", "needs the stage 'reward'");
+  if (rollout.sampling.temperature == 0)
+    problems.add("rollout.sampling.temperature",
+                 name + " needs sampled responses: the temperature must be above 0");
+  if (data.source == DataSource::kFiles && rewards.empty() && reward_model_weight == 0)
+    problems.add("rewards", name + " on files needs a rule reward, or " + name +
+                                ".reward_model_weight and the stage 'reward'");
 }
 
 void RunOptions::validate(config::Problems& problems) const {
@@ -58,13 +83,11 @@ void RunOptions::validate(config::Problems& problems) const {
     next = position + 1;
   }
   if (stages.empty()) problems.add("stages", "there is nothing to do: give at least one stage");
-  if (has_stage(Stage::kPpo) && ppo.reward_model_weight != 0 && !has_stage(Stage::kReward))
-    problems.add("ppo.reward_model_weight", "needs the stage 'reward'");
+  validate_sampling(problems, Stage::kRejectionSampling, rejection_sampling.sampler.reward_model_weight);
+  validate_sampling(problems, Stage::kOnlinePreference, online_preference.sampler.reward_model_weight);
+  validate_sampling(problems, Stage::kPpo, ppo.reward_model_weight);
   if (has_stage(Stage::kPpo) && ppo.critic_init == CriticInit::kReward && !has_stage(Stage::kReward))
     problems.add("ppo.critic_init", "'reward' needs the stage 'reward'");
-  if (has_stage(Stage::kPpo) && rollout.sampling.temperature == 0)
-    problems.add("rollout.sampling.temperature",
-                 "ppo needs sampled responses: the temperature must be above 0");
   const auto needs_file = [&](Stage stage, const std::string& file, const char* key) {
     if (data.source == DataSource::kFiles && has_stage(stage) && file.empty())
       problems.add(std::string("data.") + key,
@@ -78,12 +101,9 @@ void RunOptions::validate(config::Problems& problems) const {
       (data.source != DataSource::kFiles || !has_stage(Stage::kPreference) || !preference.unpaired))
     problems.add("data.labels_file",
                  "only preference.unpaired of the stage 'preference' on data.source: files reads labels");
-  needs_file(Stage::kPpo, data.prompts_file, "prompts_file");
+  for (Stage stage : {Stage::kRejectionSampling, Stage::kOnlinePreference, Stage::kPpo})
+    needs_file(stage, data.prompts_file, "prompts_file");
   needs_file(Stage::kEval, data.eval_file, "eval_file");
-  if (has_stage(Stage::kPpo) && data.source == DataSource::kFiles && rewards.empty() &&
-      ppo.reward_model_weight == 0)
-    problems.add("rewards",
-                 "ppo on files needs a rule reward, or ppo.reward_model_weight and the stage 'reward'");
   for (Stage stage : {Stage::kReward, Stage::kPreference})
     if (data.source == DataSource::kRandomWalks && has_stage(stage))
       problems.add("stages",

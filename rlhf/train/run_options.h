@@ -9,8 +9,10 @@
 #include "rlhf/data/records.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/language_model.h"
+#include "rlhf/train/online_preference.h"
 #include "rlhf/train/ppo_options.h"
 #include "rlhf/train/preference_options.h"
+#include "rlhf/train/rejection_sampling.h"
 #include "rlhf/train/reward_model.h"
 #include "rlhf/train/schedule_options.h"
 #include "rlhf/train/sft.h"
@@ -86,7 +88,8 @@ struct DataSection {
             "files: JSONL pairs that reward and preference are judged on");
     v.field("labels_file", labels_file,
             "files: JSONL responses with labels for preference.unpaired; empty = the sides of pairs_file");
-    v.field("prompts_file", prompts_file, "files: JSONL prompts for ppo");
+    v.field("prompts_file", prompts_file,
+            "files: JSONL prompts for rejection_sampling, online_preference and ppo");
     v.field("eval_file", eval_file, "files: JSONL prompts for eval");
     v.choice("prompt_text", prompt_text,
              {{"raw", PromptText::kRaw}, {"user_message", PromptText::kUserMessage}},
@@ -126,7 +129,16 @@ struct RewardSection {
   }
 };
 
-enum class Stage { kPretrain, kSft, kReward, kPreference, kPpo, kEval };
+enum class Stage {
+  kPretrain,
+  kSft,
+  kReward,
+  kPreference,
+  kRejectionSampling,
+  kOnlinePreference,
+  kPpo,
+  kEval
+};
 const char* to_string(Stage stage);
 
 struct EvalSection {
@@ -173,6 +185,8 @@ struct RunOptions {
   SftOptions pretrain, sft;
   RewardModelOptions reward;
   PreferenceStageOptions preference;
+  RejectionSamplingOptions rejection_sampling;
+  OnlinePreferenceOptions online_preference;
   RolloutOptions rollout;
   PpoStageOptions ppo;
   EvalSection eval;
@@ -188,11 +202,16 @@ struct RunOptions {
     v.group("model", model, "The policy");
     v.group("data", data, "Prompts, demonstrations, pairs");
     v.list("rewards", rewards, "Rule rewards; empty = the rule of data.source");
-    v.field("stages", stages, "Any of pretrain, sft, reward, preference, ppo, eval, in this order");
+    v.field("stages", stages,
+            "Any of pretrain, sft, reward, preference, rejection_sampling, online_preference, ppo, eval, in "
+            "this order");
     v.group("pretrain", pretrain, "Next-token training on raw text");
     v.group("sft", sft, "Supervised fine-tuning");
     v.group("reward", reward, "Reward model");
     v.group("preference", preference, "Offline preference learning (DPO and relatives)");
+    v.group("rejection_sampling", rejection_sampling, "SFT on the policy's own best responses (best of n)");
+    v.group("online_preference", online_preference,
+            "Preference learning on the policy's own responses (online DPO)");
     v.group("rollout", rollout, "Sampling of responses");
     v.group("ppo", ppo, "Policy optimisation");
     v.group("eval", eval, "Evaluation");
@@ -203,8 +222,13 @@ struct RunOptions {
 
   bool has_stage(Stage stage) const;
   bool needs_pairs() const;
+  /// Whether a stage samples responses to training prompts.
+  bool needs_prompts() const;
   bool has_labels() const { return data.source == DataSource::kFiles && !data.labels_file.empty(); }
   std::string directory() const { return run.dir.empty() ? "runs/" + run.name : run.dir; }
+
+ private:
+  void validate_sampling(config::Problems& problems, Stage stage, double reward_model_weight) const;
 };
 
 }  // namespace rlhf

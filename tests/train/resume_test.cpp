@@ -230,3 +230,34 @@ TEST_CASE("preference learning stopped anywhere and resumed equals the uninterru
     }
   }
 }
+
+TEST_CASE("learning from sampled responses stopped anywhere and resumed equals the uninterrupted run") {
+  const TinyData data;
+  const Stages stages = {"reward", "rejection_sampling", "online_preference"};
+  const std::vector<std::string> overrides = {"stages=[reward, rejection_sampling, online_preference, eval]",
+                                              "rejection_sampling.iterations=2",
+                                              "rejection_sampling.samples_per_prompt=3",
+                                              "rejection_sampling.reward_model_weight=0.5",
+                                              "rejection_sampling.sft.max_steps=3",
+                                              "rejection_sampling.sft.examples_per_step=2",
+                                              "rejection_sampling.sft.optimizer.learning_rate=0.01",
+                                              "online_preference.iterations=3",
+                                              "online_preference.prompts_per_step=3",
+                                              "online_preference.samples_per_prompt=3",
+                                              "online_preference.reward_model_weight=0.5",
+                                              "online_preference.optimizer.learning_rate=0.01"};
+  const Attempt whole = attempt(data.options("whole", overrides), Start::kFresh);
+  for (const auto& [stage, step] :
+       std::vector<std::pair<std::string, std::int64_t>>{{"rejection_sampling.1", 2},
+                                                         {"rejection_sampling.1", 3},
+                                                         {"rejection_sampling", 1},
+                                                         {"rejection_sampling.2", 1},
+                                                         {"online_preference", 1},
+                                                         {"online_preference", 2}}) {
+    const std::string name = stage + "_" + std::to_string(step);
+    CHECK(attempt(data.options(name, overrides), Start::kFresh, stage, step).stopped);
+    const Attempt second = attempt(data.options(name, overrides), Start::kResume);
+    CHECK_FALSE(second.stopped);
+    check_same_run(data, name, second.report, "whole", whole.report, stages);
+  }
+}
