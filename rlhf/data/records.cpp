@@ -88,6 +88,10 @@ RankedResponse ranked_side(const json& record, const char* key, PromptText promp
   return out;
 }
 
+const char* response_key(const json& record) {
+  return has(record, "completion") && !has(record, "response") ? "completion" : "response";
+}
+
 SftRecord sft_record(const json& record, PromptText prompt_text) {
   SftRecord out;
   out.task = optional_text(record, "task");
@@ -99,8 +103,7 @@ SftRecord sft_record(const json& record, PromptText prompt_text) {
     return out;
   }
   RLHF_CHECK(has(record, "prompt"), "expected \"messages\", or \"prompt\" and \"response\"");
-  out.response =
-      text_at(record, has(record, "completion") && !has(record, "response") ? "completion" : "response");
+  out.response = text_at(record, response_key(record));
   PromptContent prompt = prompt_content(record["prompt"], prompt_text);
   if (prompt.messages.empty()) {
     out.prompt = std::move(prompt.text);
@@ -123,6 +126,17 @@ PreferencePair preference_pair(const json& record, PromptText prompt_text) {
     pair.margin = record["margin"].get<double>();
   }
   return pair;
+}
+
+LabelledResponse labelled_response(const json& record, PromptText prompt_text) {
+  RLHF_CHECK(has(record, "prompt"), "key \"prompt\" is missing");
+  RLHF_CHECK(has(record, "label"), "key \"label\" is missing");
+  RLHF_CHECK(record["label"].is_boolean(), "key \"label\": got ", record["label"].dump(),
+             ", expected true (desirable) or false");
+  LabelledResponse out;
+  out.answer = ranked_side(record, response_key(record), prompt_text);
+  out.desirable = record["label"].get<bool>();
+  return out;
 }
 
 PromptRecord prompt_record(const json& record, PromptText prompt_text) {
@@ -168,6 +182,12 @@ std::vector<SftRecord> read_sft_records(const std::filesystem::path& path, Promp
 std::vector<PreferencePair> read_preference_pairs(const std::filesystem::path& path, PromptText prompt_text) {
   return read_records<PreferencePair>(
       path, [&](const json& record, std::size_t) { return preference_pair(record, prompt_text); });
+}
+
+std::vector<LabelledResponse> read_labelled_responses(const std::filesystem::path& path,
+                                                      PromptText prompt_text) {
+  return read_records<LabelledResponse>(
+      path, [&](const json& record, std::size_t) { return labelled_response(record, prompt_text); });
 }
 
 std::vector<PromptRecord> read_prompt_records(const std::filesystem::path& path, PromptText prompt_text) {

@@ -49,6 +49,14 @@ struct PreferencePair {
   std::int64_t line = 0;
 };
 
+/// `{"prompt", "response", "label"}`: one response, marked desirable (true) or not. "completion" is accepted
+/// for "response"; both may be a string or a list of one assistant message.
+struct LabelledResponse {
+  RankedResponse answer;
+  bool desirable = true;
+  std::int64_t line = 0;
+};
+
 /// `{"prompt" | "messages" | "input_ids", "task"?, "reference"?, "id"?}`.
 struct PromptRecord {
   PromptId id = 0;  ///< key "id", else the record's number from 0
@@ -62,6 +70,8 @@ struct PromptRecord {
 /// empty file is an error, too.
 std::vector<SftRecord> read_sft_records(const std::filesystem::path& path, PromptText prompt_text);
 std::vector<PreferencePair> read_preference_pairs(const std::filesystem::path& path, PromptText prompt_text);
+std::vector<LabelledResponse> read_labelled_responses(const std::filesystem::path& path,
+                                                      PromptText prompt_text);
 std::vector<PromptRecord> read_prompt_records(const std::filesystem::path& path, PromptText prompt_text);
 
 }  // namespace rlhf

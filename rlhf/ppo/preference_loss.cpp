@@ -152,6 +152,7 @@ class PairBatch {
   double sft(double scale);
   PairTerm evaluate(PreferenceKind kind, const Response& chosen, const Response& rejected) const;
   double token_weight(std::size_t row, std::size_t number) const;
+  double reward(const Response& response) const;
 
   const PreferenceOptions& options_;
   const PreferenceInputs& inputs_;
@@ -349,6 +350,11 @@ double PairBatch::add(const PreferenceTerm& term) {
   return loss;
 }
 
+double PairBatch::reward(const Response& response) const {
+  const bool referred = !inputs_.reference_chosen.empty();
+  return options_.beta * (referred ? response.log_ratio : response.plain_sum / response.tokens);
+}
+
 PreferenceResult PairBatch::result(double loss) const {
   PreferenceResult result;
   result.loss = loss;
@@ -362,14 +368,45 @@ PreferenceResult PairBatch::result(double loss) const {
     }
   }
   for (std::size_t i = 0; i < pairs_; ++i) {
-    result.chosen_rewards.push_back(options_.beta * responses_[i].log_ratio);
-    result.rejected_rewards.push_back(options_.beta * responses_[i + pairs_].log_ratio);
+    result.chosen_rewards.push_back(reward(responses_[i]));
+    result.rejected_rewards.push_back(reward(responses_[i + pairs_]));
     result.accuracy += (result.chosen_rewards[i] > result.rejected_rewards[i]) / static_cast<double>(pairs_);
   }
   return result;
 }
 
+bool uses_smoothing(PreferenceKind kind) {
+  return kind == PreferenceKind::kConservative || kind == PreferenceKind::kRobust ||
+         kind == PreferenceKind::kExoPair || kind == PreferenceKind::kAot ||
+         kind == PreferenceKind::kAotUnpaired || kind == PreferenceKind::kSimpo;
+}
+
+template <class Predicate>
+bool any_term(const PreferenceOptions& options, const Predicate& predicate) {
+  return std::ranges::any_of(options.terms, predicate, &PreferenceTerm::kind);
+}
+
 }  // namespace
+
+void PreferenceOptions::validate(config::Problems& problems) const {
+  if (terms.empty()) problems.add("terms", "there is no loss: give at least one term");
+  if (label_smoothing == 0 && any_term(*this, [](auto kind) { return kind == PreferenceKind::kExoPair; }))
+    problems.add("label_smoothing", "exo_pair needs a value above 0");
+  if (label_smoothing > 0 && !any_term(*this, uses_smoothing))
+    problems.add("label_smoothing",
+                 "no term uses it; conservative, robust, exo_pair, aot, aot_unpaired and simpo do");
+}
+
+bool needs_reference(const PreferenceOptions& options) {
+  return any_term(options, [](PreferenceKind kind) { return !needs_no_reference(kind); });
+}
+
+bool needs_whole_batch(const PreferenceOptions& options) {
+  return any_term(options, [](PreferenceKind kind) {
+    return kind == PreferenceKind::kAot || kind == PreferenceKind::kAotUnpaired ||
+           kind == PreferenceKind::kSft;
+  });
+}
 
 PreferenceResult preference_loss(const PreferenceOptions& options, const PreferenceInputs& inputs) {
   check_pairs(options, inputs);

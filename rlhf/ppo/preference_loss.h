@@ -100,7 +100,14 @@ struct PreferenceOptions {
     v.field("length_desensitisation", length_desensitisation,
             "Weight of tokens beyond the shorter response of the pair; none = 1", config::fraction());
   }
+  void validate(config::Problems& problems) const;
 };
+
+/// Whether a term compares with a reference: all but simpo, orpo and sft do.
+bool needs_reference(const PreferenceOptions& options);
+/// Whether a term couples the pairs of a batch: aot and aot_unpaired sort them, sft is a mean over all
+/// tokens. The other losses are means over pairs, each by itself.
+bool needs_whole_batch(const PreferenceOptions& options);
 
 /// Rows 0 .. n - 1 are the chosen responses, rows n .. 2n - 1 the rejected ones of the same pairs.
 struct PreferenceInputs {
@@ -112,9 +119,10 @@ struct PreferenceInputs {
 };
 
 struct PreferenceResult {
-  double loss = 0;                     ///< mean over pairs, terms added up
-  std::vector<double> d_log_probs;     ///< per position
-  std::vector<double> chosen_rewards;  ///< beta * log-ratio, per pair
+  double loss = 0;                  ///< mean over pairs, terms added up
+  std::vector<double> d_log_probs;  ///< per position
+  /// Per pair: beta * log-ratio; without a reference, beta * mean log-prob of the tokens (SimPO).
+  std::vector<double> chosen_rewards;
   std::vector<double> rejected_rewards;
   double accuracy = 0;  ///< share of pairs whose chosen reward is the larger
 };

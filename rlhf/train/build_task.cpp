@@ -96,14 +96,14 @@ void build_finance_desk(const RunOptions& options, const LanguageModel& model, T
         const auto prompt = model.encode_chat(item.prompt());
         const TrainingExample gold = make_example(model, prompt, item.answer, tool);
         for (const finance::Corruption& wrong : finance::corruptions(item, pair_seed + item.id))
-          out.push_back({gold.tokens, make_example(model, prompt, wrong.text, tool).tokens, 0, name});
+          out.push_back({gold, make_example(model, prompt, wrong.text, tool), 0, name});
       }
     };
-    if (options.has_stage(Stage::kReward)) {
+    if (options.needs_pairs()) {
       pairs(Split::kTrain, count(section.pair_cases), seed * 4 + 2, data.train_pairs);
       pairs(Split::kHeldOut, count(section.held_out_pair_cases), seed * 4 + 2, data.held_out_pairs);
     }
-    if (options.has_stage(Stage::kPpo))
+    if (options.needs_prompts())
       for (const finance::Case& item :
            finance::make_cases(kind, Split::kTrain, count(section.prompt_cases), seed * 4 + 3))
         data.train_prompts.push_back(make_prompt(model, item));
@@ -190,22 +190,23 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
               : make_chat_example(model, record, section.sft_file));
       check_length(data.demonstrations.back().tokens.size(), section.sft_file, record.line);
     }
-  const auto pairs = [&](const std::string& file, std::vector<TrainingPair>& out) {
-    for (const PreferencePair& pair : read_preference_pairs(file, section.prompt_text)) {
-      const auto side = [&](const RankedResponse& ranked) {
-        std::string text;
-        auto tokens =
-            make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {}).tokens;
-        check_length(tokens.size(), file, pair.line);
-        return tokens;
-      };
-      out.push_back({side(pair.chosen), side(pair.rejected), pair.margin, pair.task});
-    }
+  const auto side = [&](const RankedResponse& ranked, const std::string& file, std::int64_t line) {
+    std::string text;
+    auto example = make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {});
+    check_length(example.tokens.size(), file, line);
+    return example;
   };
-  if (options.has_stage(Stage::kReward)) {
-    pairs(section.pairs_file, data.train_pairs);
-    if (!section.held_out_pairs_file.empty()) pairs(section.held_out_pairs_file, data.held_out_pairs);
-  }
+  const auto pairs = [&](const std::string& file, std::vector<TrainingPair>& out) {
+    for (const PreferencePair& pair : read_preference_pairs(file, section.prompt_text))
+      out.push_back(
+          {side(pair.chosen, file, pair.line), side(pair.rejected, file, pair.line), pair.margin, pair.task});
+  };
+  if (options.needs_pairs()) pairs(section.pairs_file, data.train_pairs);
+  if ((options.needs_pairs() || options.has_labels()) && !section.held_out_pairs_file.empty())
+    pairs(section.held_out_pairs_file, data.held_out_pairs);
+  if (options.has_labels())
+    for (const LabelledResponse& record : read_labelled_responses(section.labels_file, section.prompt_text))
+      data.labelled.push_back({side(record.answer, section.labels_file, record.line), record.desirable});
   const auto prompts = [&](const std::string& file, std::vector<Prompt>& out) {
     for (const PromptRecord& record : read_prompt_records(file, section.prompt_text)) {
       Prompt prompt;
@@ -221,7 +222,7 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
       out.push_back(std::move(prompt));
     }
   };
-  if (options.has_stage(Stage::kPpo)) prompts(section.prompts_file, data.train_prompts);
+  if (options.needs_prompts()) prompts(section.prompts_file, data.train_prompts);
   if (options.has_stage(Stage::kEval)) prompts(section.eval_file, data.eval_prompts);
 }
 

@@ -52,6 +52,7 @@ void StageCheckpoint::after_step(std::int64_t steps_done, std::int64_t total_ste
 }
 
 void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string, double>& numbers) {
+  if (folder_.empty()) return;
   std::filesystem::create_directories(folder_);
   std::vector<OutputTensor> tensors;
   nlohmann::json state = {{"stage", stage_},

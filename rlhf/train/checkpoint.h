@@ -35,11 +35,12 @@ class StageCheckpoint {
   /// @throws StageStopped after writing when a stop is requested.
   void after_step(std::int64_t steps_done, std::int64_t total_steps,
                   const std::map<std::string, double>& numbers);
+  /// Writes a checkpoint now; nothing without a folder.
+  void write(std::int64_t steps_done, const std::map<std::string, double>& numbers);
   /// Removes the state: the stage is complete.
   void remove();
 
  private:
-  void write(std::int64_t steps_done, const std::map<std::string, double>& numbers);
   std::filesystem::path manifest() const { return folder_ / (stage_ + ".json"); }
 
   const StageContext& context_;

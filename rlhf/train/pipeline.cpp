@@ -6,7 +6,10 @@
 #include "rlhf/model/safetensors.h"
 #include "rlhf/model/weight_file.h"
 #include "rlhf/train/build_task.h"
+#include "rlhf/train/online_preference.h"
 #include "rlhf/train/ppo_trainer.h"
+#include "rlhf/train/preference.h"
+#include "rlhf/train/rejection_sampling.h"
 
 namespace rlhf {
 namespace {
@@ -55,10 +58,14 @@ void Pipeline::plan_memory() {
   const auto trainable = static_cast<std::uint64_t>(policy_.parameters().trainable().size_bytes());
   const bool ppo = options_.has_stage(Stage::kPpo);
   const std::uint64_t critic = ppo && ppo::needs_critic(options_.ppo.algorithm) ? 1 : 0;
-  const std::uint64_t reference = ppo && ppo::needs_reference(options_.ppo.algorithm) ? 1 : 0;
+  const bool online = options_.has_stage(Stage::kOnlinePreference);
+  const std::uint64_t reference = (ppo && ppo::needs_reference(options_.ppo.algorithm)) ||
+                                          (online && ppo::needs_reference(options_.online_preference.loss))
+                                      ? 1
+                                      : 0;
   const std::uint64_t reward = options_.has_stage(Stage::kReward) ? 1 : 0;
-  const bool trains =
-      ppo || reward || options_.has_stage(Stage::kSft) || options_.has_stage(Stage::kPretrain);
+  const bool trains = std::ranges::any_of(
+      options_.stages, [](const std::string& stage) { return stage != to_string(Stage::kEval); });
   memory_.emplace_back("policy weights", weights);
   if (trains) memory_.emplace_back("policy gradient and moments", 3 * trainable);
   if (critic) memory_.emplace_back("critic (own part: weights, gradient, moments)", 4 * trainable);
@@ -72,12 +79,14 @@ void Pipeline::plan_memory() {
                                 static_cast<std::int64_t>(longest) + options_.rollout.max_new_tokens);
   const std::uint64_t kv = KvStore<float>::block_bytes(policy_.config(), policy_.config().num_layers) *
                            static_cast<std::uint64_t>(blocks);
-  if (ppo || options_.has_stage(Stage::kEval)) memory_.emplace_back("K/V cache", kv);
+  if (options_.needs_prompts() || options_.has_stage(Stage::kEval)) memory_.emplace_back("K/V cache", kv);
   const std::int64_t layers =
       policy_.config().num_layers - policy_.parameters().weights().first_trainable_layer;
   const std::int64_t tokens =
       std::max({options_.ppo.max_tokens_per_micro_batch, options_.sft.max_tokens_per_micro_batch,
-                options_.reward.max_tokens_per_micro_batch});
+                options_.reward.max_tokens_per_micro_batch, options_.preference.max_tokens_per_micro_batch,
+                options_.rejection_sampling.sft.max_tokens_per_micro_batch,
+                options_.online_preference.max_tokens_per_micro_batch});
   if (trains)
     memory_.emplace_back("activations",
                          SequencePass<float>::activation_bytes(policy_.config(), tokens, layers));
@@ -131,7 +140,8 @@ RunReport Pipeline::run() {
   clear_directory();
   const bool judged = options_.has_stage(Stage::kEval);
   if (judged && options_.eval.base) judge("base");
-  for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo})
+  for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPreference,
+                      Stage::kRejectionSampling, Stage::kOnlinePreference, Stage::kPpo})
     if (options_.has_stage(stage)) run_stage(stage);
   if (reward_model_) {
     // Only now, so that the stages before the reward model have its scores too.
@@ -157,6 +167,15 @@ void Pipeline::run_stage(Stage stage) {
       break;
     case Stage::kReward:
       train_reward_model();
+      break;
+    case Stage::kPreference:
+      train_preference();
+      break;
+    case Stage::kRejectionSampling:
+      train_rejection_sampling();
+      break;
+    case Stage::kOnlinePreference:
+      train_online_preference();
       break;
     case Stage::kPpo:
       train_ppo();
@@ -199,6 +218,47 @@ void Pipeline::train_reward_model() {
   observer_.message(LogLevel::kInfo,
                     concat("reward model: orders ", 100 * accuracy.accuracy, " % of ", accuracy.pairs,
                            " held-out pairs rightly, calibration error ", accuracy.calibration_error));
+}
+
+void Pipeline::train_preference() {
+  const StageContext stage_context = context();
+  PreferenceStage stage(policy_, data_, options_.preference, stage_context);
+  if (is_done("preference")) {
+    load_final("preference", policy_.parameters());
+  } else {
+    stage.run();
+    save_final("preference", policy_.parameters());
+  }
+  const PairMeasure held_out = stage.judge_held_out();
+  if (held_out.pairs == 0) return;
+  results_.emplace_back("preference/pairs", static_cast<double>(held_out.pairs));
+  results_.emplace_back("preference/loss", held_out.loss);
+  for (const auto& [name, value] : held_out.metrics()) results_.emplace_back("preference/" + name, value);
+  observer_.message(LogLevel::kInfo, concat("preference: orders ", 100 * held_out.accuracy(), " % of ",
+                                            held_out.pairs, " held-out pairs rightly"));
+}
+
+void Pipeline::train_rejection_sampling() {
+  const std::string name = to_string(Stage::kRejectionSampling);
+  if (is_done(name)) return load_final(name, policy_.parameters());
+  const StageContext stage_context = context();
+  RejectionSampling(policy_, reward_model_.get(), data_, options_.rollout, options_.rejection_sampling,
+                    stage_context)
+      .run();
+  save_final(name, policy_.parameters());
+}
+
+void Pipeline::train_online_preference() {
+  const std::string name = to_string(Stage::kOnlinePreference);
+  if (is_done(name)) return load_final(name, policy_.parameters());
+  const StageContext stage_context = context();
+  std::optional<Parameters<float>> reference;
+  if (ppo::needs_reference(options_.online_preference.loss))
+    reference.emplace(policy_.parameters().frozen_copy());
+  OnlinePreference(policy_, reference ? &*reference : nullptr, reward_model_.get(), data_, options_.rollout,
+                   options_.online_preference, stage_context)
+      .run();
+  save_final(name, policy_.parameters());
 }
 
 void Pipeline::train_ppo() {

@@ -49,6 +49,9 @@ class Pipeline {
   void run_stage(Stage stage);
   void train_policy_stage(Stage stage);
   void train_reward_model();
+  void train_preference();
+  void train_rejection_sampling();
+  void train_online_preference();
   void train_ppo();
   void judge(const std::string& name);
   std::filesystem::path kept_evaluation(const std::string& name) const;

@@ -4,11 +4,11 @@
 #include <string>
 #include <vector>
 
-#include "reward/scoring/composition.h"
 #include "rlhf/data/sample.h"
 #include "rlhf/ppo/experience.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/ppo_options.h"
+#include "rlhf/train/sampled_response.h"
 #include "rlhf/train/schedule_options.h"
 #include "rlhf/train/stage.h"
 
@@ -28,16 +28,10 @@ struct PpoSetting {
 
 /// One response of a rollout batch and all that is known about it. Written by the generate lane until its
 /// group is complete, by the train lane after that.
-struct PpoResponse {
-  const Prompt* prompt = nullptr;
-  Sample sample;
-  std::string text;
-  /// Prompt and response: what a forward pass runs. Without the last token where nothing reads what follows it
-  /// (no critic, no reward model).
-  std::vector<TokenId> tokens;
-  bool judged = false;          ///< rule_score is there
-  Score rule_score;
-  double model_score = 0;
+///
+/// Its `tokens` are what a forward pass runs: without the last one where nothing reads what follows it (no
+/// critic, no reward model).
+struct PpoResponse : SampledResponse {
   ppo::ScoredResponse scored;
   std::vector<float> trunk;  ///< [tokens, D] of the frozen layers; empty when it is not kept
 
@@ -46,13 +40,5 @@ struct PpoResponse {
     return static_cast<std::int64_t>(prompt->tokens.size() + t) - 1;
   }
 };
-
-/// Scores a response by the rules of the task, once.
-inline void judge_by_rules(const TaskData& data, PpoResponse& response) {
-  if (response.judged || data.rules.empty()) return;
-  response.rule_score = data.rules.score({*response.prompt, response.sample, response.text});
-  response.scored.score = response.rule_score.total;
-  response.judged = true;
-}
 
 }  // namespace rlhf

@@ -113,7 +113,10 @@ bool PpoIteration::has_next_value(const PpoResponse& response) const {
 
 void PpoIteration::score(std::span<const std::size_t> samples) {
   check_staleness(samples);
-  for (std::size_t i : samples) judge_by_rules(setting_.data, responses_[i]);
+  for (std::size_t i : samples) {
+    models_.judges.judge_by_rules(responses_[i]);
+    responses_[i].scored.score = responses_[i].rule_score.total;
+  }
   if (!models_.reference && !models_.reward && !models_.critic && !recompute_old_log_probs()) return;
   const Indices all(samples.begin(), samples.end());
   for (const Indices& part : split_into_passes(sequences(all), setting_.options.max_tokens_per_micro_batch)) {

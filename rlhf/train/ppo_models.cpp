@@ -14,11 +14,7 @@ const ppo::OptimizerOptions& critic_optimizer_options(const ppo::PpoOptions& alg
 
 void check_inputs(const FrozenModels& frozen, const TaskData& data, const PpoStageOptions& options) {
   RLHF_CHECK(!data.train_prompts.empty(), "ppo: there are no prompts");
-  RLHF_CHECK(options.reward_model_weight == 0 || frozen.reward, "ppo.reward_model_weight is ",
-             options.reward_model_weight,
-             " but there is no reward model: add the stage 'reward' before 'ppo'");
-  RLHF_CHECK(options.reward_model_weight != 0 || !data.rules.empty(),
-             "ppo: there is neither a rule reward nor a reward model (ppo.reward_model_weight is 0)");
+  Judges{data, frozen.reward, options.reward_model_weight}.check("ppo");
   RLHF_CHECK(!ppo::needs_reference(options.algorithm) || frozen.reference,
              "ppo: a KL to the reference is used but there is no reference model");
   RLHF_CHECK(!options.algorithm.dynamic_sampling.enabled || !data.rules.empty(),
@@ -48,6 +44,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
     : policy(policy_),
       reference(ppo::needs_reference(options.algorithm) ? frozen.reference : nullptr),
       reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
+      judges{data, reward, options.reward_model_weight},
       policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size()),
       pass(policy.config(), context.compute) {
   check_inputs(frozen, data, options);

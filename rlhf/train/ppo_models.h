@@ -8,6 +8,7 @@
 #include "rlhf/train/generation.h"
 #include "rlhf/train/optimizer.h"
 #include "rlhf/train/ppo_options.h"
+#include "rlhf/train/sampled_response.h"
 #include "rlhf/train/schedule_options.h"
 #include "rlhf/train/stage.h"
 
@@ -31,6 +32,7 @@ struct PpoModels {
   LanguageModel& policy;
   const Parameters<float>* reference;
   const Parameters<float>* reward;
+  Judges judges;
   std::optional<Parameters<float>> critic;
   Optimizer<float> policy_optimizer;
   std::optional<Optimizer<float>> critic_optimizer;

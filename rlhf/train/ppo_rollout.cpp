@@ -47,20 +47,16 @@ std::vector<std::size_t> PpoRollout::accept(Sample sample) {
 }
 
 PpoResponse PpoRollout::make_response(Sample sample, std::size_t slot) const {
-  PpoResponse response;
-  response.prompt = slots_[slot].prompt;
+  PpoResponse response{
+      make_sampled_response(models_.policy, *slots_[slot].prompt, std::move(sample)), {}, {}};
+  const Sample& answer = response.sample;
   response.scored.group = slot;
-  sample.prompt_id = response.prompt->id;
-  if (models_.policy.has_tokenizer()) response.text = response_text(models_.policy, sample);
-  response.tokens = response.prompt->tokens;
-  response.tokens.insert(response.tokens.end(), sample.tokens.begin(), sample.tokens.end());
   if (!models_.critic && !models_.reward) response.tokens.pop_back();
-  response.scored.rollout_log_probs = {sample.logprobs.begin(), sample.logprobs.end()};
+  response.scored.rollout_log_probs = {answer.logprobs.begin(), answer.logprobs.end()};
   response.scored.log_probs = response.scored.rollout_log_probs;
-  response.scored.mask = sample.mask;
-  response.scored.ended = sample.finish_reason == FinishReason::kStop;
-  response.scored.truncated = sample.finish_reason == FinishReason::kLength;
-  response.sample = std::move(sample);
+  response.scored.mask = answer.mask;
+  response.scored.ended = answer.finish_reason == FinishReason::kStop;
+  response.scored.truncated = answer.finish_reason == FinishReason::kLength;
   return response;
 }
 
@@ -70,7 +66,7 @@ bool PpoRollout::sample_again(std::size_t slot) {
   if (!dynamic.enabled || slots_[slot].round >= static_cast<std::int64_t>(dynamic.max_rounds)) return false;
   const std::size_t first = slot * algorithm_.samples_per_prompt;
   for (std::size_t k = 0; k < algorithm_.samples_per_prompt; ++k)
-    judge_by_rules(setting_.data, responses_[first + k]);
+    models_.judges.judge_by_rules(responses_[first + k]);
   for (std::size_t k = 1; k < algorithm_.samples_per_prompt; ++k)
     if (responses_[first + k].rule_score.total != responses_[first].rule_score.total) return false;
   ++num_resampled_groups_;

@@ -1,7 +1,6 @@
 #include "rlhf/train/ppo_trainer.h"
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "rlhf/core/error.h"
 
@@ -77,19 +76,9 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
 
 void PpoTrainer::log_samples(const std::vector<PpoResponse>& responses, std::int64_t number) {
   const auto count = std::min(static_cast<std::size_t>(setting_.options.samples_to_log), responses.size());
-  for (std::size_t i = 0; i < count; ++i) {
-    const PpoResponse& response = responses[i];
-    nlohmann::json line = {
-        {"iteration", number},           {"prompt_id", response.prompt->id},
-        {"task", response.prompt->task}, {"prompt", response.prompt->text},
-        {"response", response.text},     {"finish_reason", to_string(response.sample.finish_reason)},
-        {"score", response.scored.score}};
-    for (std::size_t t = 0; t < response.rule_score.terms.size(); ++t)
-      line["terms"][setting_.data.rules.names()[t]] = response.rule_score.terms[t];
-    if (setting_.options.reward_model_weight != 0) line["reward_model"] = response.model_score;
-    setting_.context.observer->sample("ppo",
-                                      line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
-  }
+  for (std::size_t i = 0; i < count; ++i)
+    setting_.context.observer->sample(
+        "ppo", to_json_line(responses[i], number, responses[i].scored.score, models_.judges));
 }
 
 }  // namespace rlhf

@@ -4,8 +4,7 @@
 #include <cmath>
 
 #include "rlhf/core/error.h"
-#include "rlhf/train/batching.h"
-#include "rlhf/train/checkpoint.h"
+#include "rlhf/train/training_steps.h"
 
 namespace rlhf {
 namespace {
@@ -21,7 +20,7 @@ double softplus(double x) {
 }
 
 std::int64_t pair_tokens(const TrainingPair& pair) {
-  return static_cast<std::int64_t>(pair.chosen.size() + pair.rejected.size());
+  return static_cast<std::int64_t>(pair.chosen.tokens.size() + pair.rejected.tokens.size());
 }
 
 struct StepSums {
@@ -34,8 +33,8 @@ void train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
                        std::size_t pairs_in_step, StepSums& sums) {
   std::vector<std::span<const TokenId>> sequences;
   for (const TrainingPair* pair : pairs) {
-    sequences.push_back(pair->chosen);
-    sequences.push_back(pair->rejected);
+    sequences.push_back(pair->chosen.tokens);
+    sequences.push_back(pair->rejected.tokens);
   }
   const PackedRows rows(sequences);
   std::vector<std::int64_t> last;
@@ -87,8 +86,8 @@ PairAccuracy evaluate_pairs(Pass& pass, const DecoderWeights<float>& weights,
   if (pairs.empty()) return result;
   std::vector<std::span<const TokenId>> sequences;
   for (const TrainingPair& pair : pairs) {
-    sequences.push_back(pair.chosen);
-    sequences.push_back(pair.rejected);
+    sequences.push_back(pair.chosen.tokens);
+    sequences.push_back(pair.rejected.tokens);
   }
   const auto scores = score_sequences(pass, weights, sequences, 2048);
   // Confidence of the model in its own choice against how often that choice is right.
@@ -117,26 +116,20 @@ PairAccuracy run_reward_model(Parameters<float>& reward, const std::vector<Train
                               const std::vector<TrainingPair>& held_out, const RewardModelOptions& options,
                               const StageContext& context) {
   RLHF_CHECK(!train.empty(), "reward: there are no pairs");
-  const double per_epoch = static_cast<double>(train.size()) / static_cast<double>(options.pairs_per_step);
-  const std::int64_t steps = options.max_steps > 0
-                                 ? options.max_steps
-                                 : static_cast<std::int64_t>(std::ceil(options.epochs * per_epoch));
-  Optimizer<float> optimizer(options.optimizer, reward.trainable().size());
-  StageCheckpoint checkpoint(context, "reward", {{"reward", &reward, &optimizer}});
-  std::map<std::string, double> numbers;
-  std::int64_t step = checkpoint.restore(numbers);
   Pass pass(reward.config(), context.compute);
-  context.observer->stage_begin("reward", steps);
-  for (; step < steps; ++step) {
-    Stopwatch watch;
-    const auto items =
-        step_items(train.size(), static_cast<std::size_t>(options.pairs_per_step), step, context.seed);
+  StepPlan plan{"reward", "reward"};
+  plan.num_items = train.size();
+  plan.items_per_step = options.pairs_per_step;
+  plan.epochs = options.epochs;
+  plan.max_steps = options.max_steps;
+  plan.optimizer = options.optimizer;
+  run_steps(reward, plan, context, [&](const std::vector<std::size_t>& items, std::int64_t) {
     std::vector<std::span<const TokenId>> sequences;
-    std::int64_t tokens = 0;
+    StepMeasure measure;
     for (std::size_t item : items) {
-      sequences.push_back(train[item].chosen);
-      sequences.push_back(train[item].rejected);
-      tokens += pair_tokens(train[item]);
+      sequences.push_back(train[item].chosen.tokens);
+      sequences.push_back(train[item].rejected.tokens);
+      measure.tokens += pair_tokens(train[item]);
     }
     StepSums sums;
     for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch, 2)) {
@@ -144,24 +137,10 @@ PairAccuracy run_reward_model(Parameters<float>& reward, const std::vector<Train
       for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
       train_micro_batch(pass, reward.weights(), chosen, options, items.size(), sums);
     }
-    if (!std::isfinite(sums.loss)) fail<Error>("reward: the loss of step ", step + 1, " is ", sums.loss);
-    const double learning_rate =
-        options.optimizer.learning_rate * learning_rate_factor(options.optimizer.schedule,
-                                                               static_cast<std::size_t>(step),
-                                                               static_cast<std::size_t>(steps));
-    const auto update = optimizer.step(context.compute, reward, learning_rate);
-    const double seconds = watch.seconds();
-    context.observer->step("reward", step + 1, steps,
-                           {{"loss", sums.loss},
-                            {"accuracy", sums.correct},
-                            {"margin", sums.margin},
-                            {"learning_rate", learning_rate},
-                            {"gradient_norm", update.gradient_norm},
-                            {"tokens_per_s", static_cast<double>(tokens) / seconds},
-                            {"seconds", seconds}});
-    checkpoint.after_step(step + 1, steps, numbers);
-  }
-  checkpoint.remove();
+    measure.loss = sums.loss;
+    measure.metrics = {{"accuracy", sums.correct}, {"margin", sums.margin}};
+    return measure;
+  });
   return evaluate_pairs(pass, reward.weights(), held_out);
 }
 

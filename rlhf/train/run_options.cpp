@@ -5,8 +5,18 @@
 
 namespace rlhf {
 namespace {
-constexpr std::array kStages = {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPpo, Stage::kEval};
+
+constexpr std::array kStages = {
+    Stage::kPretrain,         Stage::kSft, Stage::kReward, Stage::kPreference, Stage::kRejectionSampling,
+    Stage::kOnlinePreference, Stage::kPpo, Stage::kEval};
+
+std::string stage_names() {
+  std::string names;
+  for (Stage stage : kStages) names += (names.empty() ? "" : ", ") + std::string(to_string(stage));
+  return names;
 }
+
+}  // namespace
 
 const char* to_string(Stage stage) {
   switch (stage) {
@@ -16,6 +26,12 @@ const char* to_string(Stage stage) {
       return "sft";
     case Stage::kReward:
       return "reward";
+    case Stage::kPreference:
+      return "preference";
+    case Stage::kRejectionSampling:
+      return "rejection_sampling";
+    case Stage::kOnlinePreference:
+      return "online_preference";
     case Stage::kPpo:
       return "ppo";
     case Stage::kEval:
@@ -24,8 +40,32 @@ const char* to_string(Stage stage) {
   return "unknown";
 }
 
+bool RunOptions::needs_pairs() const {
+  return has_stage(Stage::kReward) || (has_stage(Stage::kPreference) && !has_labels());
+}
+
 bool RunOptions::has_stage(Stage stage) const {
   return std::find(stages.begin(), stages.end(), to_string(stage)) != stages.end();
+}
+
+bool RunOptions::needs_prompts() const {
+  return has_stage(Stage::kRejectionSampling) || has_stage(Stage::kOnlinePreference) ||
+         has_stage(Stage::kPpo);
+}
+
+// What every stage that samples and judges responses needs.
+void RunOptions::validate_sampling(config::Problems& problems, Stage stage,
+                                   double reward_model_weight) const {
+  if (!has_stage(stage)) return;
+  const std::string name = to_string(stage);
+  if (reward_model_weight != 0 && !has_stage(Stage::kReward))
+    problems.add(name + ".reward_model_weight", "needs the stage 'reward'");
+  if (rollout.sampling.temperature == 0)
+    problems.add("rollout.sampling.temperature",
+                 name + " needs sampled responses: the temperature must be above 0");
+  if (data.source == DataSource::kFiles && rewards.empty() && reward_model_weight == 0)
+    problems.add("rewards", name + " on files needs a rule reward, or " + name +
+                                ".reward_model_weight and the stage 'reward'");
 }
 
 void RunOptions::validate(config::Problems& problems) const {
@@ -34,24 +74,20 @@ void RunOptions::validate(config::Problems& problems) const {
     const auto known =
         std::find_if(kStages.begin(), kStages.end(), [&](Stage s) { return name == to_string(s); });
     if (known == kStages.end()) {
-      problems.add("stages", "'" + name + "' is no stage; expected pretrain, sft, reward, ppo or eval");
+      problems.add("stages", "'" + name + "' is no stage; expected one of " + stage_names());
       continue;
     }
     const auto position = static_cast<std::size_t>(known - kStages.begin());
     if (position < next)
-      problems.add(
-          "stages",
-          "'" + name + "' is out of order or given twice; the order is pretrain, sft, reward, ppo, eval");
+      problems.add("stages", "'" + name + "' is out of order or given twice; the order is " + stage_names());
     next = position + 1;
   }
   if (stages.empty()) problems.add("stages", "there is nothing to do: give at least one stage");
-  if (has_stage(Stage::kPpo) && ppo.reward_model_weight != 0 && !has_stage(Stage::kReward))
-    problems.add("ppo.reward_model_weight", "needs the stage 'reward'");
+  validate_sampling(problems, Stage::kRejectionSampling, rejection_sampling.sampler.reward_model_weight);
+  validate_sampling(problems, Stage::kOnlinePreference, online_preference.sampler.reward_model_weight);
+  validate_sampling(problems, Stage::kPpo, ppo.reward_model_weight);
   if (has_stage(Stage::kPpo) && ppo.critic_init == CriticInit::kReward && !has_stage(Stage::kReward))
     problems.add("ppo.critic_init", "'reward' needs the stage 'reward'");
-  if (has_stage(Stage::kPpo) && rollout.sampling.temperature == 0)
-    problems.add("rollout.sampling.temperature",
-                 "ppo needs sampled responses: the temperature must be above 0");
   const auto needs_file = [&](Stage stage, const std::string& file, const char* key) {
     if (data.source == DataSource::kFiles && has_stage(stage) && file.empty())
       problems.add(std::string("data.") + key,
@@ -60,14 +96,19 @@ void RunOptions::validate(config::Problems& problems) const {
   needs_file(Stage::kPretrain, data.sft_file, "sft_file");
   needs_file(Stage::kSft, data.sft_file, "sft_file");
   needs_file(Stage::kReward, data.pairs_file, "pairs_file");
-  needs_file(Stage::kPpo, data.prompts_file, "prompts_file");
+  if (!has_labels()) needs_file(Stage::kPreference, data.pairs_file, "pairs_file");
+  if (!data.labels_file.empty() &&
+      (data.source != DataSource::kFiles || !has_stage(Stage::kPreference) || !preference.unpaired))
+    problems.add("data.labels_file",
+                 "only preference.unpaired of the stage 'preference' on data.source: files reads labels");
+  for (Stage stage : {Stage::kRejectionSampling, Stage::kOnlinePreference, Stage::kPpo})
+    needs_file(stage, data.prompts_file, "prompts_file");
   needs_file(Stage::kEval, data.eval_file, "eval_file");
-  if (has_stage(Stage::kPpo) && data.source == DataSource::kFiles && rewards.empty() &&
-      ppo.reward_model_weight == 0)
-    problems.add("rewards",
-                 "ppo on files needs a rule reward, or ppo.reward_model_weight and the stage 'reward'");
-  if (data.source == DataSource::kRandomWalks && has_stage(Stage::kReward))
-    problems.add("stages", "data.source: random_walks has no preference pairs for the stage 'reward'");
+  for (Stage stage : {Stage::kReward, Stage::kPreference})
+    if (data.source == DataSource::kRandomWalks && has_stage(stage))
+      problems.add("stages",
+                   std::string("data.source: random_walks has no preference pairs for the stage '") +
+                       to_string(stage) + "'");
   if (data.source == DataSource::kRandomWalks &&
       (!model.new_model || model.new_model->vocabulary != NewModelOptions::Vocabulary::kLetters))
     problems.add("model.new.vocabulary",

@@ -10,7 +10,10 @@
 #include "rlhf/data/records.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/language_model.h"
+#include "rlhf/train/online_preference.h"
 #include "rlhf/train/ppo_options.h"
+#include "rlhf/train/preference_options.h"
+#include "rlhf/train/rejection_sampling.h"
 #include "rlhf/train/reward_model.h"
 #include "rlhf/train/schedule_options.h"
 #include "rlhf/train/sft.h"
@@ -64,7 +67,7 @@ struct DataSection {
   std::vector<std::string> kinds = {"intent", "gate", "calculation", "clause", "view"};
   std::int64_t sft_cases = 200, pair_cases = 200, held_out_pair_cases = 20, prompt_cases = 1000,
                eval_cases = 200;
-  std::string sft_file, pairs_file, held_out_pairs_file, prompts_file, eval_file;
+  std::string sft_file, pairs_file, held_out_pairs_file, labels_file, prompts_file, eval_file;
   finance::Templates sft_templates = finance::Templates::kHalf;
   PromptText prompt_text = PromptText::kUserMessage;
 
@@ -80,16 +83,21 @@ struct DataSection {
     v.choice("sft_templates", sft_templates,
              {{"all", finance::Templates::kAll}, {"half", finance::Templates::kHalf}},
              "finance_desk: training templates that demonstrations use; prompts use all");
-    v.field("pair_cases", pair_cases, "finance_desk: cases per kind for reward-model pairs", {0, 1e7});
+    v.field("pair_cases", pair_cases, "finance_desk: cases per kind for preference pairs", {0, 1e7});
     v.field("held_out_pair_cases", held_out_pair_cases,
-            "finance_desk: held-out cases per kind that the reward model is judged on", {0, 1e7});
+            "finance_desk: held-out cases per kind for pairs that reward and preference are judged on",
+            {0, 1e7});
     v.field("prompt_cases", prompt_cases, "finance_desk: training prompts per kind", {1, 1e7});
     v.field("eval_cases", eval_cases, "finance_desk: held-out cases per kind; random_walks: draws per start",
             {1, 1e6});
     v.field("sft_file", sft_file, "files: JSONL demonstrations");
     v.field("pairs_file", pairs_file, "files: JSONL preference pairs");
-    v.field("held_out_pairs_file", held_out_pairs_file, "files: JSONL pairs the reward model is judged on");
-    v.field("prompts_file", prompts_file, "files: JSONL prompts for ppo");
+    v.field("held_out_pairs_file", held_out_pairs_file,
+            "files: JSONL pairs that reward and preference are judged on");
+    v.field("labels_file", labels_file,
+            "files: JSONL responses with labels for preference.unpaired; empty = the sides of pairs_file");
+    v.field("prompts_file", prompts_file,
+            "files: JSONL prompts for rejection_sampling, online_preference and ppo");
     v.field("eval_file", eval_file, "files: JSONL prompts for eval");
     v.choice("prompt_text", prompt_text,
              {{"raw", PromptText::kRaw}, {"user_message", PromptText::kUserMessage}},
@@ -129,7 +137,16 @@ struct RewardSection {
   }
 };
 
-enum class Stage { kPretrain, kSft, kReward, kPpo, kEval };
+enum class Stage {
+  kPretrain,
+  kSft,
+  kReward,
+  kPreference,
+  kRejectionSampling,
+  kOnlinePreference,
+  kPpo,
+  kEval
+};
 const char* to_string(Stage stage);
 
 struct EvalSection {
@@ -178,6 +195,9 @@ struct RunOptions {
   std::vector<std::string> stages = {"sft", "ppo", "eval"};
   SftOptions pretrain, sft;
   RewardModelOptions reward;
+  PreferenceStageOptions preference;
+  RejectionSamplingOptions rejection_sampling;
+  OnlinePreferenceOptions online_preference;
   RolloutOptions rollout;
   PpoStageOptions ppo;
   EvalSection eval;
@@ -193,10 +213,16 @@ struct RunOptions {
     v.group("model", model, "The policy");
     v.group("data", data, "Prompts, demonstrations, pairs");
     v.list("rewards", rewards, "Rule rewards; empty = the rule of data.source");
-    v.field("stages", stages, "Any of pretrain, sft, reward, ppo, eval, in this order");
+    v.field("stages", stages,
+            "Any of pretrain, sft, reward, preference, rejection_sampling, online_preference, ppo, eval, in "
+            "this order");
     v.group("pretrain", pretrain, "Next-token training on raw text");
     v.group("sft", sft, "Supervised fine-tuning");
     v.group("reward", reward, "Reward model");
+    v.group("preference", preference, "Offline preference learning (DPO and relatives)");
+    v.group("rejection_sampling", rejection_sampling, "SFT on the policy's own best responses (best of n)");
+    v.group("online_preference", online_preference,
+            "Preference learning on the policy's own responses (online DPO)");
     v.group("rollout", rollout, "Sampling of responses");
     v.group("ppo", ppo, "Policy optimisation");
     v.group("eval", eval, "Evaluation");
@@ -206,7 +232,14 @@ struct RunOptions {
   void validate(config::Problems& problems) const;
 
   bool has_stage(Stage stage) const;
+  bool needs_pairs() const;
+  /// Whether a stage samples responses to training prompts.
+  bool needs_prompts() const;
+  bool has_labels() const { return data.source == DataSource::kFiles && !data.labels_file.empty(); }
   std::string directory() const { return run.dir.empty() ? "runs/" + run.name : run.dir; }
+
+ private:
+  void validate_sampling(config::Problems& problems, Stage stage, double reward_model_weight) const;
 };
 
 }  // namespace rlhf

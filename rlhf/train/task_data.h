@@ -20,11 +20,18 @@ struct TrainingExample {
   std::vector<std::uint8_t> loss_mask;
 };
 
-/// A tokenised comparison; scores are read at the last token.
+/// A tokenised comparison. Reward models read their scores at the last token; preference losses take the
+/// log-probs of the tokens whose mask is 1.
 struct TrainingPair {
-  std::vector<TokenId> chosen, rejected;
+  TrainingExample chosen, rejected;
   double margin = 0;
   std::string task;
+};
+
+/// A tokenised response marked good or bad by itself.
+struct LabelledExample {
+  TrainingExample example;
+  bool desirable = true;
 };
 
 /// A constant answer per task, for the report.
@@ -36,6 +43,7 @@ struct TaskBaseline {
 struct TaskData {
   std::vector<TrainingExample> demonstrations;
   std::vector<TrainingPair> train_pairs, held_out_pairs;
+  std::vector<LabelledExample> labelled;  ///< for unpaired preference losses; empty: the sides of the pairs
   std::vector<Prompt> train_prompts, eval_prompts;
   std::vector<TaskBaseline> baselines;
   RewardComposition rules;                ///< rule rewards; may be empty

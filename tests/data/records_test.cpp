@@ -113,6 +113,33 @@ TEST_CASE("preference pairs: strings, messages, implicit prompts, HH dialogues")
         "key \"margin\": got \"1\", expected a number");
 }
 
+TEST_CASE("labelled responses: strings, messages, labels") {
+  TemporaryFolder folder;
+  const auto path = folder.write(
+      "labels.jsonl",
+      R"({"prompt":"q","completion":"a","label":true})"
+      "\n"
+      R"({"prompt":[{"role":"user","content":"q"}],"response":[{"role":"assistant","content":"b"}],"label":false})");
+  const auto labels = read_labelled_responses(path, PromptText::kUserMessage);
+  REQUIRE(labels.size() == 2);
+  for (const LabelledResponse& label : labels) CHECK(label.answer.prompt.messages == Chat{{"user", "q"}});
+  CHECK(labels[0].answer.response == "a");
+  CHECK(labels[0].desirable);
+  CHECK(labels[1].answer.response == "b");
+  CHECK_FALSE(labels[1].desirable);
+  CHECK(labels[1].line == 2);
+
+  const auto error = [&](const char* text, const char* part) {
+    CHECK_THROWS_WITH(read_labelled_responses(folder.write("e.jsonl", text), PromptText::kRaw),
+                      ContainsSubstring(part));
+  };
+  error(R"({"completion":"a","label":true})", "e.jsonl:1: key \"prompt\" is missing");
+  error(R"({"prompt":"q","label":true})", "key \"response\" is missing");
+  error(R"({"prompt":"q","response":"a"})", "key \"label\" is missing");
+  error(R"({"prompt":"q","response":"a","label":1})",
+        "key \"label\": got 1, expected true (desirable) or false");
+}
+
 TEST_CASE("prompt records: prompts, messages, ids, references") {
   TemporaryFolder folder;
   const auto path = folder.write("prompts.jsonl",

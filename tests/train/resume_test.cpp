@@ -10,7 +10,8 @@ using Start = PipelineSettings::Start;
 
 namespace {
 
-const std::vector<std::string> kStages = {"pretrain", "sft", "reward", "ppo"};
+using Stages = std::vector<std::string>;
+const Stages kStages = {"pretrain", "sft", "reward", "ppo"};
 
 // metrics.jsonl as one line per step, without what measures time.
 std::vector<std::string> metric_lines(const std::filesystem::path& run) {
@@ -33,11 +34,12 @@ std::string summary_without_times(const RunReport& report) {
 }
 
 void check_same_run(const TinyData& data, const std::string& name, const RunReport& report,
-                    const std::string& reference_name, const RunReport& reference) {
+                    const std::string& reference_name, const RunReport& reference,
+                    const Stages& stages = kStages) {
   const auto run = data.path(name), expected = data.path(reference_name);
   const auto checkpoints = files_below(run / "checkpoints");
-  CHECK(checkpoints.size() == kStages.size());
-  for (const std::string& stage : kStages) {
+  CHECK(checkpoints.size() == stages.size());
+  for (const std::string& stage : stages) {
     INFO(name << ", weights of " << stage);
     REQUIRE(checkpoints.contains(stage + ".final.safetensors"));
     CHECK(checkpoints.at(stage + ".final.safetensors") ==
@@ -195,5 +197,67 @@ TEST_CASE("resuming equals the uninterrupted run on the built-in tasks") {
           read_text_file(data.path(task.name) / "checkpoints" / "ppo.final.safetensors"));
     CHECK(files_below(data.path(name) / "samples") == files_below(data.path(task.name) / "samples"));
     CHECK(summary_without_times(last.report) == summary_without_times(whole.report));
+  }
+}
+
+TEST_CASE("preference learning stopped anywhere and resumed equals the uninterrupted run") {
+  const TinyData data;
+  const Stages stages = {"sft", "preference", "ppo"};
+  const std::vector<std::vector<std::string>> variants = {
+      {},
+      {"model.trainable=lora", "model.lora_rank=2", "preference.loss.terms=[{kind: orpo}, {kind: sft}]"},
+      {"preference.unpaired.beta=0.2"}};
+  for (std::size_t v = 0; v < variants.size(); ++v) {
+    std::vector<std::string> overrides = {"stages=[sft, preference, ppo, eval]",
+                                          "preference.max_steps=4",
+                                          "preference.pairs_per_step=3",
+                                          "preference.max_tokens_per_micro_batch=40",
+                                          "preference.optimizer.learning_rate=0.01",
+                                          "ppo.reward_model_weight=0",
+                                          "ppo.critic_init=policy"};
+    overrides.insert(overrides.end(), variants[v].begin(), variants[v].end());
+    const std::string whole_name = "whole" + std::to_string(v);
+    const Attempt whole = attempt(data.options(whole_name, overrides), Start::kFresh);
+    CHECK(whole.steps.at({"preference", 4}) != whole.steps.at({"preference", 1}));
+    // Stopped in ppo, the held-out pairs are judged again: their reference is the model after sft.
+    for (const auto& [stage, step] : std::vector<std::pair<std::string, std::int64_t>>{
+             {"preference", 1}, {"preference", 3}, {"ppo", 2}}) {
+      const std::string name = stage + std::to_string(step) + std::to_string(v);
+      CHECK(attempt(data.options(name, overrides), Start::kFresh, stage, step).stopped);
+      const Attempt second = attempt(data.options(name, overrides), Start::kResume);
+      CHECK_FALSE(second.stopped);
+      check_same_run(data, name, second.report, whole_name, whole.report, stages);
+    }
+  }
+}
+
+TEST_CASE("learning from sampled responses stopped anywhere and resumed equals the uninterrupted run") {
+  const TinyData data;
+  const Stages stages = {"reward", "rejection_sampling", "online_preference"};
+  const std::vector<std::string> overrides = {"stages=[reward, rejection_sampling, online_preference, eval]",
+                                              "rejection_sampling.iterations=2",
+                                              "rejection_sampling.samples_per_prompt=3",
+                                              "rejection_sampling.reward_model_weight=0.5",
+                                              "rejection_sampling.sft.max_steps=3",
+                                              "rejection_sampling.sft.examples_per_step=2",
+                                              "rejection_sampling.sft.optimizer.learning_rate=0.01",
+                                              "online_preference.iterations=3",
+                                              "online_preference.prompts_per_step=3",
+                                              "online_preference.samples_per_prompt=3",
+                                              "online_preference.reward_model_weight=0.5",
+                                              "online_preference.optimizer.learning_rate=0.01"};
+  const Attempt whole = attempt(data.options("whole", overrides), Start::kFresh);
+  for (const auto& [stage, step] :
+       std::vector<std::pair<std::string, std::int64_t>>{{"rejection_sampling.1", 2},
+                                                         {"rejection_sampling.1", 3},
+                                                         {"rejection_sampling", 1},
+                                                         {"rejection_sampling.2", 1},
+                                                         {"online_preference", 1},
+                                                         {"online_preference", 2}}) {
+    const std::string name = stage + "_" + std::to_string(step);
+    CHECK(attempt(data.options(name, overrides), Start::kFresh, stage, step).stopped);
+    const Attempt second = attempt(data.options(name, overrides), Start::kResume);
+    CHECK_FALSE(second.stopped);
+    check_same_run(data, name, second.report, "whole", whole.report, stages);
   }
 }

@@ -1,0 +1,127 @@
+#include "rlhf/train/group_sampler.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "rlhf/core/error.h"
+#include "rlhf/train/batching.h"
+#include "rlhf/train/reward_model.h"
+
+namespace rlhf {
+
+GroupSampler::GroupSampler(std::string stage, const LanguageModel& policy,
+                           const Parameters<float>* reward_model, const TaskData& data,
+                           const RolloutOptions& rollout, const GroupSamplerOptions& options,
+                           const StageContext& context)
+    : stage_(std::move(stage)),
+      policy_(policy),
+      data_(data),
+      rollout_(rollout),
+      options_(options),
+      context_(context),
+      judges_{data, reward_model, options.reward_model_weight} {
+  RLHF_CHECK(!data.train_prompts.empty(), stage_, ": there are no prompts");
+  judges_.check(stage_);
+  engine_ = make_engine(policy, rollout, data.train_prompts, context.compute);
+}
+
+std::vector<ResponseGroup> GroupSampler::sample(std::int64_t iteration, std::int64_t num_prompts) {
+  Stopwatch watch;
+  try {
+    std::vector<ResponseGroup> groups = draw(iteration, num_prompts);
+    judge(groups);
+    log(groups, iteration + 1);
+    seconds_ = watch.seconds();
+    return groups;
+  } catch (const InternalError&) {
+    throw;
+  } catch (const Error& error) {
+    fail<Error>(stage_, ": iteration ", iteration + 1, ": ", error.what());
+  }
+}
+
+std::vector<ResponseGroup> GroupSampler::draw(std::int64_t iteration, std::int64_t num_prompts) {
+  std::vector<std::size_t> items(data_.train_prompts.size());
+  std::iota(items.begin(), items.end(), std::size_t{0});
+  if (num_prompts > 0)
+    items = step_items(items.size(), static_cast<std::size_t>(num_prompts), iteration, context_.seed);
+  std::vector<GenerationRequest> requests;
+  for (std::size_t item : items) {
+    requests.push_back(make_request(data_.train_prompts[item], rollout_, policy_, data_));
+    requests.back().num_samples = static_cast<std::uint32_t>(options_.samples_per_prompt);
+    requests.back().seed = context_.seed + static_cast<std::uint64_t>(iteration) + 1;
+    // A prompt may occur twice: its place keeps the draws apart.
+    requests.back().prompt_id = requests.size() - 1;
+  }
+  engine_->forget_prefixes();  // their K and V are those of earlier weights
+  std::vector<ResponseGroup> groups(items.size());
+  for (Sample& sample : generate_all(*engine_, policy_.parameters().weights(),
+                                     static_cast<WeightVersion>(iteration), std::move(requests))) {
+    const std::size_t place = sample.prompt_id;
+    groups[place].push_back(
+        {make_sampled_response(policy_, data_.train_prompts[items[place]], std::move(sample)), 0});
+  }
+  return groups;
+}
+
+void GroupSampler::judge(std::vector<ResponseGroup>& groups) {
+  std::vector<GroupResponse*> all;
+  std::vector<std::span<const TokenId>> sequences;
+  for (ResponseGroup& group : groups)
+    for (GroupResponse& response : group) {
+      judges_.judge_by_rules(response);
+      response.score = response.rule_score.total;
+      all.push_back(&response);
+      sequences.push_back(response.tokens);
+    }
+  if (judges_.reward_model_weight == 0) return;
+  constexpr std::int64_t kTokensPerPass = 2048;
+  SequencePass<float> pass(judges_.reward_model->config(), context_.compute);
+  const auto scores = score_sequences(pass, judges_.reward_model->weights(), sequences, kTokensPerPass);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    all[i]->model_score = scores[i];
+    all[i]->score += judges_.reward_model_weight * scores[i];
+  }
+}
+
+void GroupSampler::log(const std::vector<ResponseGroup>& groups, std::int64_t iteration) const {
+  std::int64_t left = options_.samples_to_log;
+  for (const ResponseGroup& group : groups)
+    for (const GroupResponse& response : group)
+      if (left-- > 0)
+        context_.observer->sample(stage_, to_json_line(response, iteration, response.score, judges_));
+}
+
+Metrics GroupSampler::metrics(const std::vector<ResponseGroup>& groups) const {
+  double count = 0, score = 0, best = 0, tokens = 0, ended = 0;
+  for (const ResponseGroup& group : groups) {
+    best += best_of(group).score / static_cast<double>(groups.size());
+    for (const GroupResponse& response : group) {
+      ++count;
+      score += response.score;
+      tokens += static_cast<double>(response.sample.tokens.size());
+      ended += response.sample.finish_reason == FinishReason::kStop;
+    }
+  }
+  return {{"reward/total", score / count},
+          {"reward/best", best},
+          {"rollout/mean_length", tokens / count},
+          {"rollout/eos_rate", ended / count},
+          {"time/generate_s", seconds_}};
+}
+
+const GroupResponse& best_of(const ResponseGroup& group) {
+  return *std::ranges::max_element(group, {}, &GroupResponse::score);
+}
+
+const GroupResponse& worst_of(const ResponseGroup& group) {
+  return *std::ranges::min_element(group, {}, &GroupResponse::score);
+}
+
+TrainingExample to_example(const SampledResponse& response) {
+  TrainingExample example{response.tokens, std::vector<std::uint8_t>(response.prompt->tokens.size(), 0)};
+  example.loss_mask.insert(example.loss_mask.end(), response.sample.mask.begin(), response.sample.mask.end());
+  return example;
+}
+
+}  // namespace rlhf
