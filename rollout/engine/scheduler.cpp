@@ -274,6 +274,8 @@ EngineScheduler::Prefix EngineScheduler::sibling_prefix(const Sequence& sequence
   for (const auto& other : request_of(sequence).live) {
     if (!other->running() || other->generation != generation_) continue;
     found = Prefix::kComing;
+    // What it found in the cache may be computed in this very step, too late for a copy of its last block.
+    if (other->admitted_step == statistics_.steps) continue;
     if (other->computed - other->planned < other->prompt_tokens - 1) continue;
     *sibling = other.get();
     return Prefix::kExists;
@@ -325,6 +327,7 @@ void EngineScheduler::allocate(Sequence& sequence, std::int64_t tokens) {
 void EngineScheduler::begin_running(Sequence& sequence) {
   Request& request = request_of(sequence);
   sequence.generation = generation_;
+  sequence.admitted_step = statistics_.steps;
   const auto later = [&](const Rank& a, const Sequence* b) { return a < rank(*b); };
   running_.insert(std::upper_bound(running_.begin(), running_.end(), rank(sequence), later), &sequence);
   waiting_.erase(rank(sequence));

@@ -48,6 +48,7 @@ struct Sequence {
   std::int64_t planned = 0;               ///< those of them that this step computes
   std::vector<std::int32_t> table;        ///< K/V blocks; empty while it waits
   std::vector<BlockCache::NodeId> nodes;  ///< of its full blocks, as far as they are published
+  std::int64_t admitted_step = 0;         ///< since when it runs
   std::int64_t generation = 0;            ///< of the published prefixes when its K/V began
   std::int64_t reached = 0;               ///< most tokens that ever had K/V
 
