@@ -12,6 +12,8 @@ const char* to_string(FinishReason reason) {
       return "stop_string";
     case FinishReason::kCancelled:
       return "cancelled";
+    case FinishReason::kDeadline:
+      return "deadline";
   }
   return "unknown";
 }

@@ -21,9 +21,15 @@ struct Prompt {
 };
 
 /// Why a response ended.
-enum class FinishReason { kStop, kLength, kStopString, kCancelled };
-/// Returns "stop", "length", "stop_string" or "cancelled".
+enum class FinishReason { kStop, kLength, kStopString, kCancelled, kDeadline };
+/// Returns "stop", "length", "stop_string", "cancelled" or "deadline".
 const char* to_string(FinishReason reason);
+
+/// A token that might have been drawn, with its log-prob.
+struct TokenLogProb {
+  TokenId token = 0;
+  float log_prob = 0;
+};
 
 /// One response of a policy to one prompt. All per-token vectors have the length of `tokens`.
 struct Sample {
@@ -35,6 +41,11 @@ struct Sample {
   std::vector<WeightVersion> weight_versions;  ///< weights that produced each token
   std::vector<std::uint8_t> mask;              ///< 1 = chosen by the policy, 0 = forced (tool result)
   FinishReason finish_reason = FinishReason::kLength;
+  // Only when the request asked for them (OutputOptions); forced tokens have 0 and no entry.
+  std::vector<float>
+      raw_logprobs;              ///< under softmax(logits / temperature) of the model, before everything else
+  std::vector<float> entropies;  ///< of the distribution drawn from, nats
+  std::vector<std::vector<TokenLogProb>> top_logprobs;  ///< most probable first, as raw_logprobs
 };
 
 }  // namespace rlhf

@@ -30,6 +30,9 @@ class KvStore {
   static std::size_t block_bytes(const ModelConfig& config, std::int64_t num_layers);
   /// Copies one block in all layers.
   void copy_block(std::int64_t from, std::int64_t to);
+  /// Gives the pages that lie wholly inside blocks [begin, end) back to the system. The blocks can be written
+  /// again at any time; their contents are lost.
+  void discard_blocks(std::int64_t begin, std::int64_t end);
   /// Makes room for `num_blocks`; contents are lost when it grows.
   void reserve_discard(std::int64_t num_blocks);
 

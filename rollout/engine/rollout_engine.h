@@ -3,29 +3,44 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "rlhf/core/clock.h"
 #include "rlhf/model/decoder.h"
-#include "rollout/cache/block_cache.h"
+#include "rollout/engine/draw_token.h"
 #include "rollout/engine/generation.h"
+#include "rollout/engine/scheduler.h"
 
 namespace rlhf {
 
 struct RolloutEngineOptions {
   std::int64_t max_sequences = 64;         ///< samples that decode at once
-  std::int64_t max_tokens_per_step = 512;  ///< decode tokens plus a chunk of prefill
+  std::int64_t max_tokens_per_step = 512;  ///< decode tokens plus chunks of prefill
   std::int64_t num_blocks = 0;             ///< K/V blocks of 16 tokens; sets the memory
+  std::int64_t ageing_steps = 256;         ///< one level of priority counts as so many steps of waiting
+  /// Samples that may be running or finished and not taken; 0 = no bound. At the bound nothing is admitted
+  /// until try_take is called. Cancelled and expired samples come on top.
+  std::int64_t max_finished = 0;
+  Clock clock = steady_clock();  ///< of deadlines and statistics
 };
 
 /// Continuous batching over a paged K/V cache. Requests go in, finished samples come out one by one; a
-/// finished sample leaves its slot at once and the next one enters. A request is admitted when blocks for its
-/// longest possible response are free, so a running sample never has to wait for memory.
+/// finished sample leaves its slot at once and the next one enters. EngineScheduler decides what a step
+/// computes; this class computes it. docs/design/rollout.md explains both.
 ///
-/// Which other requests run beside it never changes a sample: every row is computed in an order of its own,
-/// and draws depend on (seed, prompt id, sample index, position) only.
+/// A request is admitted when there are blocks for what it has; when its responses grow beyond the cache, the
+/// last in rank are preempted and computed again later. Neither that, nor which other requests run beside it,
+/// changes a sample: every row is computed in an order of its own, and draws depend on (seed, prompt id,
+/// sample index, position) only. Only where weights change while it is preempted, its K/V are those of the
+/// new ones.
+///
+/// Every sample of a submitted request comes out exactly once, unless cancel_all or an error of step drops
+/// it.
 ///
 /// Not thread-safe: one lane calls it.
 class RolloutEngine {
@@ -39,54 +54,75 @@ class RolloutEngine {
   static std::int64_t blocks_for(std::int64_t num_sequences, std::int64_t max_tokens);
 
   /// Queues a request. @throws InvalidArgument for an empty prompt, a prompt that leaves no room in the
-  /// context, a token outside the vocabulary, bad sampling options, or a request larger than the whole cache.
-  void submit(GenerationRequest request);
+  /// context, a token outside the vocabulary, bad options, or a sample larger than the whole cache.
+  RequestId submit(GenerationRequest request);
   /// True while requests are queued or running.
-  bool busy() const;
-  /// Runs one step with these weights: a chunk of prefill and one token for each running sample.
+  bool busy() const { return scheduler_.busy(); }
+  /// Runs one step with these weights: a token for each running sample and chunks of prefill.
   /// @param version stored with every token that is sampled
-  /// @throws Error naming the prompt when logits are NaN.
-  void step(const DecoderWeights<float>& weights, WeightVersion version);
+  /// @return false when there was nothing to do: paused, idle, or the caller must take samples first
+  /// @throws Error naming prompt, sample and layer when logits are not finite; that request is dropped, all
+  /// others have made their step. @throws MemoryError when the block limit lets nothing run.
+  bool step(const DecoderWeights<float>& weights, WeightVersion version);
   /// The next finished sample, if any.
   std::optional<Sample> try_take();
-  /// Cancels everything that is queued or running; finished samples stay.
+  /// Ends a request; what there is of its samples comes out with FinishReason::kCancelled. Unknown and
+  /// finished requests are left alone. @return the number of samples ended
+  std::size_t cancel(RequestId request);
+  /// Drops everything that is queued or running; finished samples stay.
   void cancel_all();
-  /// Drops cached prefixes. Call when the weights have changed and no request is running.
-  void forget_prefixes() { cache_.forget_published(); }
 
-  const GenerationStatistics& statistics() const { return statistics_; }
-  const BlockCache& cache() const { return cache_; }
+  /// Between pause and resume, step does nothing. Running samples keep their blocks.
+  void pause() { paused_ = true; }
+  void resume() { paused_ = false; }
+
+  /// Lets at most `limit` K/V blocks be in use from now on, 0 to num_blocks, and gives the memory of the
+  /// others back to the system. Samples that do not fit are preempted, the last in rank first.
+  void set_block_limit(std::int64_t limit);
+  /// Drops cached prefixes. Call when the weights have changed; running samples keep their K/V.
+  void forget_prefixes() { scheduler_.forget_prefixes(); }
+
+  GenerationStatistics statistics() const;
+  const BlockCache& cache() const { return scheduler_.cache(); }
+  const EngineScheduler& scheduler() const { return scheduler_; }
   std::size_t kv_bytes() const { return store_.bytes(); }
 
  private:
-  struct Group;
-  struct Sequence;
+  struct Request;
+  struct Response;
+  struct SampledRow {
+    Sequence* sequence;
+    Response* response;
+    std::int64_t row;
+  };
 
-  void admit();
-  bool admit_group(Group& group);
-  void fork(Group& group);
-  void collect_rows();
-  void sample_rows(const DecoderWeights<float>& weights, WeightVersion version);
-  void accept(Sequence& sequence, TokenId token, float logprob, WeightVersion version);
-  void finish(Sequence& sequence, FinishReason reason);
-  void finish_prefill(Group& group);
+  Response& response_of(const Sequence& sequence);
+  Sample make_sample(const Request& request, std::uint32_t index) const;
+  void end_request_sample(RequestId id);
+  void hand_out(const DroppedSample& dropped, FinishReason reason);
+  void drop(RequestId request);
+
+  void run_layers(const StepPlan& plan, const DecoderWeights<float>& weights);
+  void sample_rows(const DecoderWeights<float>& weights);
+  void draw_rows(const DecoderWeights<float>& weights, std::int64_t begin, std::int64_t end);
+  void accept_rows(const DecoderWeights<float>& weights, WeightVersion version);
+  [[noreturn]] void fail_not_finite(const SampledRow& row, const DecoderWeights<float>& weights,
+                                    WeightVersion version);
+  void give_memory_back();
 
   ModelConfig config_;
   RolloutEngineOptions options_;
   DecoderRunner<float> runner_;
   KvStore<float> store_;
-  BlockCache cache_;
+  EngineScheduler scheduler_;
   std::function<std::string(TokenId)> token_bytes_;
-  std::deque<GenerationRequest> queue_;
-  std::deque<std::unique_ptr<Group>> groups_;  ///< admitted, with samples still to start or running
-  std::vector<std::unique_ptr<Sequence>> running_;
+  std::map<RequestId, std::unique_ptr<Request>> requests_;               ///< with samples unfinished
+  std::unordered_map<SequenceId, std::unique_ptr<Response>> responses_;  ///< that have run
   std::deque<Sample> finished_;
+  bool paused_ = false;
   Rows rows_;
-  struct SampledRow {
-    Sequence* sequence;
-    std::int64_t row;
-  };
   std::vector<SampledRow> sampled_rows_;
+  std::vector<DrawnToken> drawn_;
   Buffer<float> x_, hidden_, logits_;
   GenerationStatistics statistics_;
 };

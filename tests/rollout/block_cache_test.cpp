@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <map>
+#include <span>
 
 #include "rlhf/core/error.h"
 #include "rlhf/core/random.h"
@@ -15,41 +16,48 @@ namespace {
 constexpr std::int32_t kBlocks = 14, kWidth = 2;
 using Tokens = std::vector<TokenId>;
 
-// The definition: a published block stands for all tokens up to its end; it is found as long as it and the
-// blocks before it are still those that were published together.
+// The definition: publishing gives a block the tokens up to its end, from a chain of nodes that begins at the
+// root. A block is found as long as every node of its chain is that of a block still published.
 class Model {
  public:
+  using NodeId = BlockCache::NodeId;
   struct Entry {
     int references = 0;
-    bool published = false;
-    Tokens prefix;                       // all tokens up to the end of this block
-    std::optional<std::int32_t> parent;  // and the block before, as it was then
-    std::int64_t parent_birth = 0, birth = 0;
+    NodeId node = BlockCache::kRoot;
     std::int64_t idle_since = 0;  // when the last reference went
   };
+  struct Node {
+    NodeId parent = BlockCache::kRoot;
+    Tokens prefix;  // all tokens up to its end
+  };
   std::vector<Entry> blocks = std::vector<Entry>(kBlocks);
+  std::map<NodeId, Node> nodes;
   std::int64_t clock = 0;
 
   int available() const {
     return static_cast<int>(std::ranges::count_if(blocks, [](const Entry& b) { return b.references == 0; }));
   }
-  bool is_live(std::int32_t block) const {
-    const Entry& b = blocks[static_cast<std::size_t>(block)];
-    if (!b.published) return false;
-    if (!b.parent) return true;
-    const Entry& parent = blocks[static_cast<std::size_t>(*b.parent)];
-    return parent.published && parent.birth == b.parent_birth && is_live(*b.parent);
+  std::optional<std::int32_t> block_of(NodeId node) const {
+    for (std::int32_t b = 0; b < kBlocks; ++b)
+      if (blocks[static_cast<std::size_t>(b)].node == node) return b;
+    return std::nullopt;
+  }
+  bool is_live(NodeId node) const {
+    return node == BlockCache::kRoot || (block_of(node) && is_live(nodes.at(node).parent));
   }
   std::vector<std::int32_t> longest_match(const Tokens& tokens) const {
     std::vector<std::int32_t> found;
     for (std::size_t end = kWidth; end <= tokens.size(); end += kWidth) {
-      std::int32_t next = -1;
-      for (std::int32_t b = 0; b < kBlocks; ++b)
-        if (is_live(b) && blocks[static_cast<std::size_t>(b)].prefix ==
-                              Tokens(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(end)))
+      std::optional<std::int32_t> next;
+      for (std::int32_t b = 0; b < kBlocks; ++b) {
+        const NodeId node = blocks[static_cast<std::size_t>(b)].node;
+        if (node != BlockCache::kRoot && is_live(node) &&
+            nodes.at(node).prefix ==
+                Tokens(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(end)))
           next = b;
-      if (next < 0) break;
-      found.push_back(next);
+      }
+      if (!next) break;
+      found.push_back(*next);
     }
     return found;
   }
@@ -59,6 +67,7 @@ class Model {
 struct Holder {
   Tokens tokens;
   std::vector<std::int32_t> blocks;
+  std::vector<BlockCache::NodeId> nodes;  // of the first blocks
 };
 
 }  // namespace
@@ -90,7 +99,10 @@ TEST_CASE("random operations keep the block cache equal to its model (seeds 1 to
           REQUIRE(holder.blocks == expected);
           matched_blocks += static_cast<std::int64_t>(expected.size());
           hits += static_cast<std::int64_t>(expected.size()) * kWidth;
-          for (std::int32_t b : holder.blocks) ++entry(b).references;
+          for (std::int32_t b : holder.blocks) {
+            ++entry(b).references;
+            holder.nodes.push_back(cache.node(b));
+          }
           const std::size_t total = (holder.tokens.size() + kWidth - 1) / kWidth;
           while (holder.blocks.size() < total) {
             const auto block = cache.try_allocate();
@@ -98,12 +110,12 @@ TEST_CASE("random operations keep the block cache equal to its model (seeds 1 to
             if (!block) break;
             Model::Entry& taken = entry(*block);
             REQUIRE(taken.references == 0);
-            if (taken.published) {
+            if (taken.node != BlockCache::kRoot) {
               ++evictions;
               // Only when nothing is free, and then the one that has been idle longest.
               for (const auto& other : model.blocks)
                 if (other.references == 0) {
-                  REQUIRE(other.published);
+                  REQUIRE(other.node != BlockCache::kRoot);
                   REQUIRE(other.idle_since >= taken.idle_since);
                 }
             }
@@ -117,28 +129,26 @@ TEST_CASE("random operations keep the block cache equal to its model (seeds 1 to
         case 4:
         case 5: {  // publish the full blocks of a sequence, as after its prefill
           if (holders.empty()) break;
-          const Holder& holder = holders[random.below(holders.size())];
-          for (std::size_t i = 0; i < holder.blocks.size() && (i + 1) * kWidth <= holder.tokens.size(); ++i) {
-            const std::int32_t block = holder.blocks[i];
-            const std::optional<std::int32_t> parent =
-                i == 0 ? std::nullopt : std::optional(holder.blocks[i - 1]);
-            const Tokens part(holder.tokens.begin() + static_cast<std::ptrdiff_t>(i * kWidth),
-                              holder.tokens.begin() + static_cast<std::ptrdiff_t>((i + 1) * kWidth));
-            cache.publish(block, parent, part);
-            Model::Entry& b = entry(block);
-            if (b.published || (parent && !entry(*parent).published)) continue;
+          Holder& holder = holders[random.below(holders.size())];
+          while (holder.nodes.size() < holder.blocks.size() &&
+                 (holder.nodes.size() + 1) * kWidth <= holder.tokens.size()) {
+            const std::size_t i = holder.nodes.size();
+            const auto parent = i == 0 ? BlockCache::kRoot : holder.nodes.back();
+            const auto part = std::span<const TokenId>(holder.tokens).subspan(i * kWidth, kWidth);
+            // A copy of another holder may have published the very same block.
+            if (cache.node(holder.blocks[i]) != BlockCache::kRoot) break;
+            const auto node = cache.publish(holder.blocks[i], parent, part);
+            holder.nodes.push_back(node);
             const Tokens prefix(holder.tokens.begin(),
                                 holder.tokens.begin() + static_cast<std::ptrdiff_t>((i + 1) * kWidth));
-            const std::int64_t parent_birth = parent ? entry(*parent).birth : 0;
-            const bool equal_exists = std::ranges::any_of(model.blocks, [&](const Model::Entry& other) {
-              return other.published && other.prefix == prefix && other.parent_birth == parent_birth;
-            });
-            if (equal_exists) continue;
-            b.published = true;
-            b.prefix = prefix;
-            b.parent = parent;
-            b.parent_birth = parent_birth;
-            b.birth = ++model.clock;
+            if (const auto equal = model.nodes.find(node); equal != model.nodes.end()) {
+              REQUIRE(model.block_of(node));
+              REQUIRE(equal->second.prefix == prefix);
+              REQUIRE(equal->second.parent == parent);
+              continue;
+            }
+            model.nodes[node] = {parent, prefix};
+            entry(holder.blocks[i]).node = node;
           }
           break;
         }
@@ -167,7 +177,9 @@ TEST_CASE("random operations keep the block cache equal to its model (seeds 1 to
         case 9:  // new weights, now and then
           if (random.below(20) != 0) break;
           cache.forget_published();
-          for (auto& b : model.blocks) b.published = false;
+          for (auto& b : model.blocks) b.node = BlockCache::kRoot;
+          // As in the engine: what runs on is not published any more.
+          for (Holder& holder : holders) holder.tokens.resize(holder.nodes.size() * kWidth);
           break;
       }
       cache.check();
@@ -188,10 +200,10 @@ TEST_CASE("the tail of a prefix is evicted before its head") {
   BlockCache cache(3, 2);
   const Tokens tokens = {1, 2, 3, 4, 5, 6};
   std::vector<std::int32_t> blocks;
+  auto node = BlockCache::kRoot;
   for (std::size_t i = 0; i < 3; ++i) {
     blocks.push_back(*cache.try_allocate());
-    cache.publish(blocks[i], i == 0 ? std::nullopt : std::optional(blocks[i - 1]),
-                  std::span<const TokenId>(tokens).subspan(2 * i, 2));
+    node = cache.publish(blocks[i], node, std::span<const TokenId>(tokens).subspan(2 * i, 2));
   }
   cache.release(blocks);
   CHECK(cache.try_allocate() == blocks[2]);
@@ -204,10 +216,15 @@ TEST_CASE("wrong use of the block cache is refused") {
   BlockCache cache(2, 2);
   const Tokens two = {1, 2}, three = {1, 2, 3};
   CHECK_THROWS_WITH(cache.add_reference(0), "BlockCache: reference to free block 0");
-  CHECK_THROWS_WITH(cache.publish(0, std::nullopt, two), ContainsSubstring("is not referenced"));
+  CHECK_THROWS_WITH(cache.publish(0, BlockCache::kRoot, two), ContainsSubstring("is not referenced"));
   const std::vector<std::int32_t> held = {*cache.try_allocate()};
-  CHECK_THROWS_WITH(cache.publish(held[0], std::nullopt, three),
+  CHECK_THROWS_WITH(cache.publish(held[0], BlockCache::kRoot, three),
                     "BlockCache: published block of 3 tokens, expected 2");
+  cache.publish(held[0], BlockCache::kRoot, two);
+  CHECK_THROWS_WITH(cache.publish(held[0], BlockCache::kRoot, two),
+                    ContainsSubstring("is published already"));
+  CHECK_THROWS_WITH(cache.set_limit(3), "BlockCache: a limit of 3 blocks, expected 0 to 2");
+  CHECK_THROWS_WITH(cache.set_limit(-1), "BlockCache: a limit of -1 blocks, expected 0 to 2");
   cache.release(held);
   CHECK_THROWS_WITH(cache.release(held), ContainsSubstring("released more often than referenced"));
 }
