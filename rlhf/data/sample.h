@@ -41,6 +41,9 @@ struct Sample {
   std::vector<WeightVersion> weight_versions;  ///< weights that produced each token
   std::vector<std::uint8_t> mask;              ///< 1 = chosen by the policy, 0 = forced (tool result)
   FinishReason finish_reason = FinishReason::kLength;
+  /// [prompt and response but the last token, width] behind the first RolloutEngineOptions::trunk_layers
+  /// layers. Empty when the engine keeps none, or did not compute every token (a tool's answer at the end).
+  std::vector<float> trunk;
   // Only when the request asked for them (OutputOptions); forced tokens have 0 and no entry.
   std::vector<float>
       raw_logprobs;              ///< under softmax(logits / temperature) of the model, before everything else

@@ -1,9 +1,6 @@
 // Shape legend: T rows, D width, N query heads, G kv heads, H head width, F MLP width.
 #include "rlhf/model/decoder.h"
 
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -40,16 +37,10 @@ void KvStore<T>::copy_block(std::int64_t from, std::int64_t to) {
 
 template <class T>
 void KvStore<T>::discard_blocks(std::int64_t begin, std::int64_t end) {
-  const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
   for (Buffer<T>* buffer : {&k_, &v_})
-    for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
-      T* base = buffer->data() + layer * layer_stride_;
-      const auto first =
-          (reinterpret_cast<std::uintptr_t>(base + begin * block_stride_) + page - 1) / page * page;
-      const auto last = reinterpret_cast<std::uintptr_t>(base + end * block_stride_) / page * page;
-      // Private memory without a file: the next access finds zeros. A refusal only keeps the memory.
-      if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-    }
+    for (std::int64_t layer = 0; layer < num_layers_; ++layer)
+      buffer->discard(static_cast<std::size_t>(layer * layer_stride_ + begin * block_stride_),
+                      static_cast<std::size_t>(layer * layer_stride_ + end * block_stride_));
 }
 
 template <class T>

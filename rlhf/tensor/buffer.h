@@ -1,5 +1,8 @@
 #pragma once
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -38,6 +41,15 @@ class Buffer {
   T* begin() { return data(); }
   T* end() { return data() + size_; }
 
+  /// Gives the pages that lie wholly inside elements [begin, end) back to the system. The elements can be
+  /// written again at any time; their contents are lost.
+  void discard(std::size_t begin, std::size_t end) {
+    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
+    const auto first = (reinterpret_cast<std::uintptr_t>(data() + begin) + page - 1) / page * page;
+    const auto last = reinterpret_cast<std::uintptr_t>(data() + end) / page * page;
+    // Private memory without a file: the next access finds zeros. A refusal only keeps the memory.
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  }
   /// Grows to at least `size` elements; the contents are lost when it does.
   void reserve_discard(std::size_t size) {
     if (size > size_) {

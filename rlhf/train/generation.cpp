@@ -19,13 +19,14 @@ GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollo
 }
 
 std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const RolloutOptions& rollout,
-                                           const std::vector<Prompt>& prompts,
-                                           const Compute<float>& compute) {
+                                           const std::vector<Prompt>& prompts, const Compute<float>& compute,
+                                           std::int64_t trunk_layers) {
   std::size_t longest = 1;
   for (const Prompt& prompt : prompts) longest = std::max(longest, prompt.tokens.size());
   RolloutEngineOptions options;
   options.max_sequences = rollout.max_sequences;
   options.max_tokens_per_step = rollout.max_tokens_per_step;
+  options.trunk_layers = trunk_layers;
   options.num_blocks = RolloutEngine::blocks_for(rollout.max_sequences + 1,
                                                  static_cast<std::int64_t>(longest) + rollout.max_new_tokens);
   std::function<std::string(TokenId)> token_bytes;

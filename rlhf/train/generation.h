@@ -34,8 +34,10 @@ struct RolloutOptions {
 GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollout,
                                const LanguageModel& model, const TaskData& data);
 /// An engine whose cache holds `max_sequences` samples of the longest prompt and response.
+/// @param trunk_layers see RolloutEngineOptions
 std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const RolloutOptions& rollout,
-                                           const std::vector<Prompt>& prompts, const Compute<float>& compute);
+                                           const std::vector<Prompt>& prompts, const Compute<float>& compute,
+                                           std::int64_t trunk_layers = 0);
 /// Runs all requests to the end. Samples are ordered by (request, sample index).
 std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<float>& weights,
                                  WeightVersion version, std::vector<GenerationRequest> requests);

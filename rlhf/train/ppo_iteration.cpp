@@ -141,8 +141,8 @@ void PpoIteration::check_staleness(std::span<const std::size_t> samples) {
     }
 }
 
-// The layers that no model of the stage trains, once for all of them, and once an iteration while there is
-// room.
+// The layers that no model of the stage trains: once for all of them, and once an iteration while there is
+// room, which may have been in the generator.
 void PpoIteration::run_trunk(const Indices& samples, const Pass& pass) {
   models_.pass.drop_trunk();
   if (models_.trunk_layers == 0) return;
@@ -159,6 +159,7 @@ void PpoIteration::run_trunk(const Indices& samples, const Pass& pass) {
     return models_.pass.restore_trunk(rows, models_.trunk_layers);
   }
   models_.pass.run_trunk(models_.policy.parameters().weights(), pass.rows, models_.trunk_layers);
+  if (models_.sampled_trunk) return;  // what is not kept did not fit
   std::size_t bytes = 0;
   for (std::size_t i : samples) bytes += responses_[i].tokens.size() * D * sizeof(float);
   if (trunk_bytes_ + bytes > models_.trunk_cache_bytes) return;

@@ -52,9 +52,6 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   if (scheduling->max_staleness() > 0) snapshot.emplace(policy.parameters().snapshot());
   if (scheduling->overlaps())
     generate_pool = std::make_unique<ThreadPool>(context.compute.pool().num_threads());
-  engine = make_engine(
-      policy, rollout, data.train_prompts,
-      Compute<float>(generate_pool ? *generate_pool : context.compute.pool(), kernels::detect_cpu_isa()));
   const Parameters<float>* base = frozen.critic_base;
   if (ppo::needs_critic(options.algorithm)) {
     ModelConfig config = policy.config();
@@ -70,6 +67,12 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   const Parameters<float>* value = critic ? &*critic : nullptr;
   for (const Parameters<float>* other : {reference, reward, value})
     if (other) trunk_layers = std::min(trunk_layers, shared_trunk_layers(weights, other->weights()));
+  // A reward model and a critic also look behind the last token, which the generator never runs.
+  sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic;
+  engine = make_engine(
+      policy, rollout, data.train_prompts,
+      Compute<float>(generate_pool ? *generate_pool : context.compute.pool(), kernels::detect_cpu_isa()),
+      sampled_trunk ? trunk_layers : 0);
 }
 
 }  // namespace rlhf

@@ -42,6 +42,7 @@ struct PpoModels {
   SequencePass<float> pass;
   std::uint64_t trunk_cache_bytes = 0;
   std::int64_t trunk_layers = 0;  ///< leading layers that all models have in common; 0 = none
+  bool sampled_trunk = false;     ///< the generator hands over what it computed in them
 
   const DecoderWeights<float>& generation_weights() const {
     return snapshot ? snapshot->weights() : policy.parameters().weights();

@@ -38,12 +38,24 @@ std::vector<std::size_t> PpoRollout::accept(Sample sample) {
   const std::size_t first = slot * algorithm_.samples_per_prompt;
   PpoResponse response = make_response(std::move(sample), slot);
   const std::size_t index = first + response.sample.sample_index;
+  trunk_bytes_ -= responses_[index].trunk.size() * sizeof(float);  // of a response that is sampled again
+  keep_trunk(response);
   responses_[index] = std::move(response);
   if (++slots_[slot].finished < algorithm_.samples_per_prompt || sample_again(slot)) return {};
   if (++num_complete_groups_ == slots_.size()) measure();
   std::vector<std::size_t> group(algorithm_.samples_per_prompt);
   for (std::size_t k = 0; k < group.size(); ++k) group[k] = first + k;
   return group;
+}
+
+// What the generator computed in the layers that are not trained serves the trainer as well, bit for bit.
+void PpoRollout::keep_trunk(PpoResponse& response) {
+  const std::size_t bytes = response.sample.trunk.size() * sizeof(float);
+  if (trunk_bytes_ + bytes <= models_.trunk_cache_bytes) {
+    response.trunk = std::move(response.sample.trunk);
+    trunk_bytes_ += bytes;
+  }
+  response.sample.trunk = {};
 }
 
 PpoResponse PpoRollout::make_response(Sample sample, std::size_t slot) const {

@@ -34,6 +34,7 @@ class PpoRollout {
   };
 
   void submit(std::size_t slot, std::int64_t round);
+  void keep_trunk(PpoResponse& response);
   PpoResponse make_response(Sample sample, std::size_t slot) const;
   bool sample_again(std::size_t slot);
   void measure();
@@ -46,6 +47,7 @@ class PpoRollout {
   std::vector<Slot> slots_;
   std::vector<PpoResponse> responses_;
   std::size_t num_complete_groups_ = 0, num_resampled_groups_ = 0;
+  std::size_t trunk_bytes_ = 0;  ///< of all responses
   double decode_tokens_per_s_ = 0;
 };
 

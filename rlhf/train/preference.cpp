@@ -72,7 +72,7 @@ PreferenceStage::PreferenceStage(LanguageModel& policy, const TaskData& data,
 }
 
 void PreferenceStage::run() {
-  StepPlan plan{"preference"};
+  TrainingPlan plan{"preference"};
   plan.num_items = options_.unpaired ? labelled_.size() : data_.train_pairs.size();
   plan.items_per_step = options_.unpaired ? 2 * options_.pairs_per_step : options_.pairs_per_step;
   plan.epochs = options_.epochs;
@@ -81,7 +81,7 @@ void PreferenceStage::run() {
   options_.unpaired ? run_unpaired(plan) : run_pairs(plan);
 }
 
-void PreferenceStage::run_pairs(const StepPlan& plan) {
+void PreferenceStage::run_pairs(const TrainingPlan& plan) {
   const PairBatch all = loss_.refer(pointers(data_.train_pairs), policy_.weights());
   run_steps(policy_, plan, context_, [&](const std::vector<std::size_t>& items, std::int64_t) {
     PairBatch batch;
@@ -100,7 +100,7 @@ void PreferenceStage::run_pairs(const StepPlan& plan) {
   });
 }
 
-void PreferenceStage::run_unpaired(const StepPlan& plan) {
+void PreferenceStage::run_unpaired(const TrainingPlan& plan) {
   UnpairedLoss loss(*options_.unpaired, options_.max_tokens_per_micro_batch, pass_);
   const LabelledBatch all = loss.refer(pointers(labelled_), pointers(mismatched_), policy_.weights());
   run_steps(policy_, plan, context_, [&](const std::vector<std::size_t>& items, std::int64_t) {

@@ -25,8 +25,8 @@ class PreferenceStage {
   PairMeasure judge_held_out();
 
  private:
-  void run_pairs(const StepPlan& plan);
-  void run_unpaired(const StepPlan& plan);
+  void run_pairs(const TrainingPlan& plan);
+  void run_unpaired(const TrainingPlan& plan);
 
   const PreferenceStageOptions& options_;
   const StageContext& context_;

@@ -117,7 +117,7 @@ PairAccuracy run_reward_model(Parameters<float>& reward, const std::vector<Train
                               const StageContext& context) {
   RLHF_CHECK(!train.empty(), "reward: there are no pairs");
   Pass pass(reward.config(), context.compute);
-  StepPlan plan{"reward", "reward"};
+  TrainingPlan plan{"reward", "reward"};
   plan.num_items = train.size();
   plan.items_per_step = options.pairs_per_step;
   plan.epochs = options.epochs;

@@ -15,7 +15,7 @@ void run_sft(LanguageModel& model, const std::vector<TrainingExample>& examples,
                model.config().max_positions);
   Parameters<float>& parameters = model.parameters();
   SequencePass<float> pass(model.config(), context.compute);
-  StepPlan plan{stage};
+  TrainingPlan plan{stage};
   plan.num_items = examples.size();
   plan.items_per_step = options.examples_per_step;
   plan.epochs = options.epochs;

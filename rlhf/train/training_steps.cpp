@@ -8,13 +8,13 @@
 
 namespace rlhf {
 
-std::int64_t StepPlan::num_steps() const {
+std::int64_t TrainingPlan::num_steps() const {
   if (max_steps > 0) return max_steps;
   const double per_epoch = static_cast<double>(num_items) / static_cast<double>(items_per_step);
   return static_cast<std::int64_t>(std::ceil(epochs * per_epoch));
 }
 
-void run_steps(Parameters<float>& parameters, const StepPlan& plan, const StageContext& context,
+void run_steps(Parameters<float>& parameters, const TrainingPlan& plan, const StageContext& context,
                const TrainStep& train) {
   const std::int64_t steps = plan.num_steps();
   Optimizer<float> optimizer(plan.optimizer, parameters.trainable().size());

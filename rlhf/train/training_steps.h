@@ -11,7 +11,7 @@
 namespace rlhf {
 
 /// A stage that goes over data in optimizer steps.
-struct StepPlan {
+struct TrainingPlan {
   std::string stage;
   std::string model = "policy";  ///< name of what learns, in checkpoints
   std::size_t num_items = 0;
@@ -35,7 +35,7 @@ using TrainStep = std::function<StepMeasure(const std::vector<std::size_t>& item
 
 /// Runs a plan: items in shuffled order, one AdamW update a step, metrics, checkpoints; goes on where an
 /// earlier run was stopped. @throws StageStopped, Error naming the step when the loss is not finite.
-void run_steps(Parameters<float>& parameters, const StepPlan& plan, const StageContext& context,
+void run_steps(Parameters<float>& parameters, const TrainingPlan& plan, const StageContext& context,
                const TrainStep& train);
 
 }  // namespace rlhf

@@ -70,6 +70,7 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
       options_(options),
       runner_(config, compute),
       store_(config, config.num_layers, options.num_blocks),
+      trunk_(options.trunk_layers > 0 ? config.hidden_size : 0, options.num_blocks),
       scheduler_(scheduler_options(options)),
       token_bytes_(std::move(token_bytes)) {}
 
@@ -182,6 +183,7 @@ void RolloutEngine::give_memory_back() {
     do ++end;
     while (end < blocks.size() && blocks[end] == blocks[end - 1] + 1);
     store_.discard_blocks(blocks[begin], blocks[end - 1] + 1);
+    trunk_.discard_blocks(blocks[begin], blocks[end - 1] + 1);
   }
 }
 
@@ -201,7 +203,10 @@ bool RolloutEngine::step(const DecoderWeights<float>& weights, WeightVersion ver
                         "; raise the limit with set_block_limit, or pause the engine");
     return !plan.expired.empty();
   }
-  for (const StepPlan::Copy& copy : plan.copies) store_.copy_block(copy.from, copy.to);
+  for (const StepPlan::Copy& copy : plan.copies) {
+    store_.copy_block(copy.from, copy.to);
+    trunk_.copy_block(copy.from, copy.to);
+  }
   run_layers(plan, weights);
   sample_rows(weights);
   ++statistics_.steps;
@@ -234,7 +239,10 @@ void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>
   }
   x_.reserve_discard(size(rows_.size() * config_.hidden_size));
   runner_.embed(weights, rows_, x_.data());
-  runner_.forward_layers(weights, rows_, 0, config_.num_layers, store_, 0, x_.data(), nullptr);
+  const std::int64_t trunk = options_.trunk_layers;
+  runner_.forward_layers(weights, rows_, 0, trunk, store_, 0, x_.data(), nullptr);
+  if (trunk_.keeps()) trunk_.keep(rows_, x_.data());
+  runner_.forward_layers(weights, rows_, trunk, config_.num_layers, store_, 0, x_.data(), nullptr);
 }
 
 // Draws drawn_[S] from the last hidden states of the sampled rows.
@@ -279,11 +287,14 @@ void RolloutEngine::accept_rows(const DecoderWeights<float>& weights, WeightVers
     try {
       if (!std::isfinite(drawn_[i].log_prob)) fail_not_finite(sampled_rows_[i], weights, version);
       const std::size_t before = response->sample.tokens.size();
+      const std::int64_t computed = sequence->computed;
       const auto reason = response->accept(drawn_[i], version);
       const auto& tokens = response->sample.tokens;
       scheduler_.append(*sequence, std::span<const TokenId>(tokens).subspan(before));
       if (!reason) continue;
       response->sample.finish_reason = *reason;
+      if (trunk_.keeps() && tokens.size() == before + 1)
+        response->sample.trunk = trunk_.gather(sequence->table, computed);
       finished_.push_back(std::move(response->sample));
       responses_.erase(sequence->id);
       const RequestId request = sequence->request;

@@ -15,6 +15,7 @@
 #include "rollout/engine/draw_token.h"
 #include "rollout/engine/generation.h"
 #include "rollout/engine/scheduler.h"
+#include "rollout/engine/trunk_store.h"
 
 namespace rlhf {
 
@@ -26,7 +27,8 @@ struct RolloutEngineOptions {
   /// Samples that may be running or finished and not taken; 0 = no bound. At the bound nothing is admitted
   /// until try_take is called. Cancelled and expired samples come on top.
   std::int64_t max_finished = 0;
-  Clock clock = steady_clock();  ///< of deadlines and statistics
+  std::int64_t trunk_layers = 0;  ///< samples carry the hidden states behind so many layers; 0 = none
+  Clock clock = steady_clock();   ///< of deadlines and statistics
 };
 
 /// Continuous batching over a paged K/V cache. Requests go in, finished samples come out one by one; a
@@ -85,7 +87,7 @@ class RolloutEngine {
   GenerationStatistics statistics() const;
   const BlockCache& cache() const { return scheduler_.cache(); }
   const EngineScheduler& scheduler() const { return scheduler_; }
-  std::size_t kv_bytes() const { return store_.bytes(); }
+  std::size_t kv_bytes() const { return store_.bytes() + trunk_.bytes(); }
 
  private:
   struct Request;
@@ -114,6 +116,7 @@ class RolloutEngine {
   RolloutEngineOptions options_;
   DecoderRunner<float> runner_;
   KvStore<float> store_;
+  TrunkStore trunk_;
   EngineScheduler scheduler_;
   std::function<std::string(TokenId)> token_bytes_;
   std::map<RequestId, std::unique_ptr<Request>> requests_;               ///< with samples unfinished

@@ -226,6 +226,40 @@ TEST_CASE("a sample does not depend on what runs beside it, on budgets or on thr
   }
 }
 
+TEST_CASE(
+    "samples carry the states behind the first layers, bit for bit, also from shared and preempted blocks") {
+  Setup setup;
+  RolloutEngineOptions options;
+  options.trunk_layers = 1;
+  options.max_sequences = 6;
+  options.max_tokens_per_step = 24;
+  options.num_blocks = 9;
+  const auto engine = setup.engine(options);
+  const auto requests = mixed_requests();
+  std::map<PromptId, std::vector<TokenId>> prompts;
+  for (const GenerationRequest& request : requests) prompts[request.prompt_id] = request.prompt;
+  const auto width = static_cast<std::size_t>(setup.model.config().hidden_size);
+  SequencePass<float> pass(setup.model.config(), Compute<float>(setup.pool, kernels::detect_cpu_isa()));
+  std::size_t compared = 0;
+  for (const auto& [key, sample] : run(*engine, setup.model, requests)) {
+    INFO("prompt " << sample.prompt_id << ", sample " << sample.sample_index);
+    std::vector<TokenId> tokens = prompts.at(sample.prompt_id);
+    tokens.insert(tokens.end(), sample.tokens.begin(), sample.tokens.end() - 1);
+    if (sample.trunk.empty()) {
+      CHECK(sample.mask.back() == 0);  // a tool's answer at the end, which is not run
+      continue;
+    }
+    REQUIRE(sample.trunk.size() == tokens.size() * width);
+    const PackedRows rows({tokens});
+    pass.run_trunk(setup.model.parameters().weights(), rows, 1);
+    CHECK(std::equal(sample.trunk.begin(), sample.trunk.end(), pass.trunk()));
+    ++compared;
+  }
+  CHECK(compared > requests.size() / 2);
+  CHECK(engine->statistics().preemptions > 0);
+  CHECK(engine->statistics().cached_prefix_tokens > 0);
+}
+
 TEST_CASE("several samples of a prompt differ, are numbered, and equal samples asked for one by one") {
   Setup setup;
   auto request = make_request(3, 20, 12);

@@ -155,6 +155,21 @@ TEST_CASE("schedule options that contradict each other are errors") {
   CHECK_THROWS_WITH(data.options("x", {"schedule.mode=overlapped"}), ContainsSubstring("one_step_off"));
 }
 
+TEST_CASE("what the generator computed in frozen layers trains as if the trainer had computed it") {
+  const TinyData data;
+  const auto overrides = with(kByGroup, {"model.trainable=last_layers", "model.last_layers=1",
+                                         "ppo.algorithm.policy.kl.coefficient=0.1"});
+  const auto none = attempt(data.options("none", with(overrides, {"ppo.trunk_cache=0"})), Start::kFresh);
+  // Room for a part of the batch: 16 floats a token.
+  for (const std::string room : {"1KiB", "1MiB"}) {
+    INFO(room);
+    const auto kept =
+        attempt(data.options(room, with(overrides, {"ppo.trunk_cache=" + room})), Start::kFresh);
+    CHECK(final_policy(data, room) == final_policy(data, "none"));
+    CHECK(ppo_metrics(kept) == ppo_metrics(none));
+  }
+}
+
 TEST_CASE("trace.json shows what the lanes did, each lane one thing at a time") {
   const TinyData data;
   attempt(data.options("traced", with(kByGroup, {"schedule.mode=streamed", "run.trace_iterations=2"})),
