@@ -115,6 +115,68 @@ TEST_CASE("generate draws n samples that depend on the seed, not on the batch or
           ContainsSubstring("the prompt has 200 tokens, which leaves no room in the model's context of 128"));
 }
 
+TEST_CASE("generate takes options from each line, and names line, key and what was expected") {
+  const Program program;
+  const std::string model = byte_model(program);
+  const auto generate = [&](const std::string& input, std::vector<std::string> more = {}) {
+    more.insert(more.begin(), {"generate", "--model", model, "--input", "-", "--threads", "1"});
+    return program.run(more, input);
+  };
+  const Result result = generate(
+      "{\"prompt\": \"ab\", \"choices\": [\"yes\", \"no\"], \"n\": 3, \"id\": \"caller's own\"}\n"
+      "{\"prompt\": \"ab\", \"max_new_tokens\": 4, \"temperature\": 0, \"top_logprobs\": 2, "
+      "\"raw_logprobs\": true, \"ignore_eos\": true}\n"
+      "{\"prompt\": \"ab\", \"logit_bias\": {\"120\": 200}, \"stop\": \"xxx\"}\n"
+      "{\"prompt\": \"ab\", \"allowed_token_ids\": [65, 66], \"stop_token_ids\": [66], \"seed\": 4, "
+      "\"priority\": 2, \"deadline_steps\": 9, \"entropies\": true}\n");
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  const auto lines = result.lines();
+  REQUIRE(lines.size() == 4);
+  for (const json& text : lines[0]["text"]) CHECK((text == "yes" || text == "no"));
+  CHECK(lines[0]["text"].size() == 3);
+  CHECK(lines[0].size() == 4);
+  CHECK(lines[1]["output_ids"][0].size() == 4);
+  CHECK(lines[1]["raw_logprobs"] == lines[1]["logprobs"]);
+  CHECK(lines[1]["top_logprobs"][0][0][0][0] == lines[1]["output_ids"][0][0]);  // greedy
+  CHECK(lines[2]["text"][0] == "xxx");
+  CHECK(lines[2]["finish_reason"][0] == "stop_string");
+  CHECK(lines[3]["entropies"][0].size() == lines[3]["output_ids"][0].size());
+  CHECK(lines[3]["output_ids"][0].size() <= 9);
+
+  // A cache of a few blocks gives what a large one gives.
+  const std::string long_lines =
+      "{\"prompt\": \"one\", \"n\": 4}\n{\"prompt\": \"two\", \"n\": 4}\n{\"prompt\": \"three\", \"n\": 4}\n";
+  const std::vector<std::string> fixed = {"--max-new-tokens", "60", "--ignore-eos"};
+  auto tight = fixed;
+  tight.insert(tight.end(), {"--cache-blocks", "7"});
+  CHECK(generate(long_lines, tight).out == generate(long_lines, fixed).out);
+
+  struct Case {
+    std::string fields, message;
+  };
+  for (const Case& c :
+       {Case{"\"temprature\": 1", "-:1: temprature: unknown key; nearest key is temperature"},
+        Case{"\"temperature\": \"hot\"", "-:1: temperature: got \"hot\", expected a number of at least 0"},
+        Case{"\"top_p\": 1.5", "-:1: top_p: got 1.5, expected a number from 0 to 1"},
+        Case{"\"n\": 0", "-:1: n: got 0, expected an integer from 1 to 100000"},
+        Case{"\"max_new_tokens\": 2.5", "-:1: max_new_tokens: got 2.5, expected an integer from 1 to"},
+        Case{"\"ignore_eos\": 1", "-:1: ignore_eos: got 1, expected true or false"},
+        Case{"\"stop\": [1]", "-:1: stop: got [1], expected a string or an array of strings"},
+        Case{"\"stop_token_ids\": [-1]", "-:1: stop_token_ids: got [-1], expected an array of token ids"},
+        Case{"\"logit_bias\": {\"a\": 1}", "-:1: logit_bias: got {\"a\":1}, expected an object of token ids"},
+        Case{"\"choices\": []",
+             "-:1: choices: got [], expected an array of strings or of arrays of token ids"},
+        Case{"\"choices\": [\"a\", \"a\"]", "choice 2 equals choice 1"},
+        Case{"\"allowed_token_ids\": [999]", "allowed token 999 is outside the vocabulary of 259"},
+        Case{"\"repetition_penalty\": 0", "-:1: repetition_penalty: got 0, expected a number above 0"}}) {
+    const Result bad = generate("{\"prompt\": \"a\", " + c.fields + "}\n");
+    INFO(c.fields);
+    CHECK(bad.code == 1);
+    CHECK_THAT(bad.err, ContainsSubstring(c.message) && ContainsSubstring("-:1: "));
+  }
+}
+
 TEST_CASE("score gives the reference's log-probs, and entropies beside them") {
   const Program program;
   for (const std::string model : {"model_llama_gqa_untied", "model_gpt2", "model_qwen2"})
