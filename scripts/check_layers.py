@@ -14,7 +14,7 @@ ALLOWED = {
     "rlhf/core": [],
     "rlhf/config": [],
     "rlhf/memory": [],
-    "rlhf/schedule": [],
+    "rlhf/schedule": ["rlhf/config"],
     "rlhf/data": [],
     "rlhf/report": [],
     "rlhf/ppo": ["rlhf/config", "rlhf/data"],

@@ -58,6 +58,7 @@ int main(int argc, char** argv) {
     rlhf::cli::add_convert(app);
     rlhf::cli::add_bench(app);
     rlhf::cli::add_verify(app);
+    rlhf::cli::add_simulate(app);
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::RequiredError& error) {

@@ -1,9 +1,8 @@
 #include "rlhf/train/micro_batch_pool.h"
 
-#include <algorithm>
-
 #include "rlhf/core/error.h"
 #include "rlhf/model/packed_rows.h"
+#include "rlhf/schedule/batching_rules.h"
 
 namespace rlhf {
 
@@ -22,11 +21,8 @@ std::vector<MicroBatchPool::Indices> MicroBatchPool::add(
 
 std::vector<MicroBatchPool::Indices> MicroBatchPool::cut() {
   if (indices_.empty()) return {};
-  // Passes kept to choose from: fewer when little is still to come.
-  constexpr std::size_t kMostKept = 4;
-  const std::size_t expected_tokens = num_missing_ * num_seen_tokens_ / num_seen_;
-  const std::size_t kept =
-      num_missing_ == 0 ? 0 : std::min(kMostKept, 1 + expected_tokens / static_cast<std::size_t>(max_rows_));
+  const std::size_t kept = schedule::num_kept_micro_batches(num_missing_, num_seen_, num_seen_tokens_,
+                                                            static_cast<std::size_t>(max_rows_));
   std::vector<Indices> passes = split_into_passes(sequences_, max_rows_);
   if (passes.size() <= kept) return {};
   // All but the last are full.

@@ -473,13 +473,16 @@ void PpoIteration::optimize(std::size_t step) {
 
 Metrics PpoIteration::metrics() const {
   const double n = static_cast<double>(responses_.size());
-  double total = 0, rules = 0, model = 0, length = 0, ended = 0;
+  double total = 0, rules = 0, model = 0, length = 0, squares = 0, prompt = 0, ended = 0;
   std::vector<Score> scores;
   for (const PpoResponse& response : responses_) {
     total += response.scored.score / n;
     rules += response.rule_score.total / n;
     model += response.model_score / n;
-    length += static_cast<double>(response.sample.tokens.size()) / n;
+    const auto tokens = static_cast<double>(response.sample.tokens.size());
+    length += tokens / n;
+    squares += tokens * tokens / n;
+    prompt += static_cast<double>(response.prompt->tokens.size()) / n;
     ended += response.scored.ended / n;
     if (!setting_.data.rules.empty()) scores.push_back(response.rule_score);
   }
@@ -498,6 +501,8 @@ Metrics PpoIteration::metrics() const {
   if (tasks.size() > 1)
     for (const auto& [task, sums] : tasks) out.emplace_back("reward/task/" + task, sums.first / sums.second);
   out.emplace_back("rollout/mean_length", length);
+  out.emplace_back("rollout/length_stddev", std::sqrt(std::max(0.0, squares - length * length)));
+  out.emplace_back("rollout/prompt_tokens", prompt);
   out.emplace_back("rollout/eos_rate", ended);
   if (gap_count_ > 0) {
     out.emplace_back("rollout/logprob_gap_mean", gap_sum_ / gap_count_);

@@ -24,6 +24,8 @@ class PpoRollout {
   std::size_t num_resampled_groups() const { return num_resampled_groups_; }
   /// Tokens per second of decode steps without prefill, while this batch was generated; 0 = there were none.
   double decode_tokens_per_s() const { return decode_tokens_per_s_; }
+  /// Steps of the engine while this batch was generated; with overlap also those of its neighbours.
+  std::int64_t num_engine_steps() const { return num_steps_; }
 
  private:
   /// A group's place in the batch. Its prompt changes when dynamic sampling takes another one.
@@ -48,6 +50,7 @@ class PpoRollout {
   std::vector<PpoResponse> responses_;
   std::size_t num_complete_groups_ = 0, num_resampled_groups_ = 0;
   std::size_t trunk_bytes_ = 0;  ///< of all responses
+  std::int64_t num_steps_ = 0;
   double decode_tokens_per_s_ = 0;
 };
 

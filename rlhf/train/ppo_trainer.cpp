@@ -56,6 +56,7 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
                          static_cast<double>(batch.rollout.num_resampled_groups()));
   if (const double rate = batch.rollout.decode_tokens_per_s(); rate > 0)
     metrics.emplace_back("rollout/decode_tokens_per_s", rate);
+  metrics.emplace_back("rollout/decode_steps", static_cast<double>(batch.rollout.num_engine_steps()));
   const double generate = times.seconds(Task::kGenerate);
   const double score = times.seconds(Task::kScore) + times.seconds(Task::kAdvantage);
   const double train = times.seconds(Task::kTrain) + times.seconds(Task::kOptimize);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "rlhf/core/error.h"
+#include "rlhf/schedule/batching_rules.h"
 
 namespace rlhf {
 namespace {
@@ -60,11 +61,9 @@ void PpoWorkload::start_up_to(std::int64_t last_iteration) {
 }
 
 std::vector<schedule::FinishedSample> PpoWorkload::generate(std::int64_t last_iteration) {
-  // Long enough to be cheap, short enough that new weights and new prompts do not wait.
-  constexpr int kMostSteps = 8;
   start_up_to(last_iteration);
   std::vector<schedule::FinishedSample> finished;
-  for (int step = 0; step < kMostSteps && finished.empty(); ++step) {
+  for (int step = 0; step < schedule::kMostDecodeSteps && finished.empty(); ++step) {
     RLHF_CHECK(models_.engine->busy(), "ppo: iteration ", last_iteration,
                " is incomplete and nothing is being generated");
     {

@@ -4,8 +4,8 @@
 using namespace rlhf;
 
 namespace {
-const std::vector<std::string> kVerbs = {"train",   "generate", "score",   "tokenize", "eval",
-                                         "inspect", "config",   "convert", "bench",    "verify"};
+const std::vector<std::string> kVerbs = {"train",  "generate", "score", "tokenize", "eval",    "inspect",
+                                         "config", "convert",  "bench", "verify",   "simulate"};
 }
 
 TEST_CASE("every verb explains itself") {
@@ -31,16 +31,27 @@ TEST_CASE("bad usage ends with 2 and says what is wrong") {
     std::string message;
   };
   for (const Case& c :
-       {Case{{}, "subcommand"}, Case{{"fly"}, "there is no verb 'fly'"}, Case{{"generate"}, "--model"},
+       {Case{{}, "subcommand"},
+        Case{{"fly"}, "there is no verb 'fly'"},
+        Case{{"generate"}, "--model"},
         Case{{"generate", "--model", "m"}, "--input"},
         Case{{"generate", "--model", "m", "--input", "i", "--tempo", "1"}, "--tempo"},
         Case{{"generate", "--model", "m", "--input", "i", "--temperature", "-1"}, "--temperature"},
         Case{{"generate", "--model", "m", "--input", "i", "--top-p", "1.5"}, "--top-p"},
         Case{{"generate", "--model", "m", "--input", "i", "--n", "0"}, "--n"},
         Case{{"score", "--model", "m", "--input", "i", "--temperature", "0"}, "--temperature"},
-        Case{{"tokenize", "--input", "i"}, "--model"}, Case{{"train"}, "run"},
-        Case{{"train", "a.yaml", "--resume", "--overwrite"}, "--overwrite"}, Case{{"convert", "a"}, "output"},
-        Case{{"inspect"}, "model"}, Case{{"verify", "--vectors", "/none"}, "/none"}}) {
+        Case{{"tokenize", "--input", "i"}, "--model"},
+        Case{{"train"}, "run"},
+        Case{{"train", "a.yaml", "--resume", "--overwrite"}, "--overwrite"},
+        Case{{"convert", "a"}, "output"},
+        Case{{"inspect"}, "model"},
+        Case{{"verify", "--vectors", "/none"}, "/none"},
+        Case{{"simulate", "a.yaml", "--modes", "fast"}, "--modes"},
+        Case{{"simulate", "a.yaml", "--devices", "0"}, "--devices"},
+        Case{{"simulate", "a.yaml", "--accelerator", "h100-80g"}, "--model-shape"},
+        Case{{"simulate", "a.yaml", "--accelerator", "abacus", "--model-shape", "1,1,1,1"}, "abacus"},
+        Case{{"simulate", "a.yaml", "--accelerator", "h100-80g", "--model-shape", "7e9"},
+             "--model-shape: got '7e9'"}}) {
     const Result result = program.run(c.arguments);
     INFO(result.err);
     CHECK(result.code == 2);
@@ -162,4 +173,58 @@ TEST_CASE("config lists, explains, checks and compares") {
   CHECK(presets.code == 0);
   CHECK_THAT(presets.out, ContainsSubstring("ppo.algorithm."));
   CHECK(program.run({"config", "diff", "verl-grpo", "none-such"}).code == 2);
+}
+
+TEST_CASE("simulate compares modes and devices, prints its costs, and reads them back") {
+  const Program program;
+  const std::string run = RLHF_SOURCE_DIR "/configs/runs/randomwalks.yaml";
+  program.write("rates.yaml",
+                "lengths: {prompt_tokens: 1, mean_tokens: 6, sigma: 0.5}\n"
+                "decode: {step_s: 0.001}\n"
+                "train: {token_s: 0.0001}\n");
+  const Result table = program.run({"simulate", run, "--rates", "rates.yaml", "--devices", "1,4"});
+  INFO(table.err);
+  REQUIRE(table.code == 0);
+  for (const char* text : {"async", "staleness", "1 device: ", "4 devices: "})
+    CHECK_THAT(table.out, ContainsSubstring(text));
+  const std::vector<std::string> arguments = {"simulate",
+                                              run,
+                                              "--rates",
+                                              "rates.yaml",
+                                              "--json",
+                                              "--devices",
+                                              "2",
+                                              "--modes",
+                                              "streamed,async",
+                                              "--iterations",
+                                              "3",
+                                              "--set",
+                                              "schedule.mode=async",
+                                              "--set",
+                                              "schedule.max_staleness=2"};
+  const Result result = program.run(arguments);
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  CHECK(program.run(arguments).out == result.out);
+  const auto json = nlohmann::json::parse(result.out);
+  REQUIRE(json.size() == 1);
+  CHECK(json[0]["devices"] == 2);
+  REQUIRE(json[0]["modes"].size() == 2);
+  CHECK(json[0]["modes"][0]["mode"] == "streamed");
+  CHECK(json[0]["modes"][0]["staleness"].size() == 1);
+  CHECK(json[0]["modes"][1]["all_iterations_s"].size() == 3);
+  CHECK(json[0]["modes"][1]["staleness"].size() <= 3);
+
+  const Result rates = program.run({"simulate", run, "--rates", "rates.yaml", "--print-rates"});
+  REQUIRE(rates.code == 0);
+  program.write("printed.yaml", rates.out);
+  CHECK(program.run({"simulate", run, "--rates", "printed.yaml", "--devices", "1,4"}).out == table.out);
+
+  program.write("bad.yaml", "decode: {step: 1}\n");
+  const Result bad = program.run({"simulate", run, "--rates", "bad.yaml"});
+  CHECK(bad.code == 2);
+  CHECK_THAT(bad.err, ContainsSubstring("bad.yaml:1:10: decode.step: unknown key"));
+  const Result many = program.run({"simulate", run, "--devices", "64"});
+  CHECK(many.code == 1);
+  CHECK_THAT(many.err, ContainsSubstring("ppo.algorithm.prompts_per_step"));
 }
