@@ -10,6 +10,13 @@ namespace rlhf::schedule {
 /// prompts do not wait.
 inline constexpr int kMostDecodeSteps = 8;
 
+/// Responses that stay together when a batch is divided into mini-batches. Whole groups while there are
+/// enough: then a prompt is computed once an epoch, and the advantages of a group cancel within a step.
+inline std::size_t mini_batch_unit(std::size_t prompts, std::size_t samples_per_prompt,
+                                   std::size_t mini_batches) {
+  return mini_batches <= prompts ? samples_per_prompt : 1;
+}
+
 /// Full micro-batches that are held back while sequences still arrive, so that sequences with common heads
 /// meet: fewer when little is still to come, none at the end. `num_seen_tokens`: of all that have come.
 inline std::size_t num_kept_micro_batches(std::size_t num_missing, std::size_t num_seen,

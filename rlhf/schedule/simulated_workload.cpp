@@ -43,6 +43,7 @@ SimulatedWorkload::SimulatedWorkload(const SimulatedRun& run, const CostModel& c
       num_prompts_((rank + 1) * run.prompts / num_ranks - first_prompt_),
       // Of the smallest share: all ranks take the same number of optimizer steps.
       parts_(std::min(run.mini_batches, run.prompts / num_ranks * run.samples_per_prompt)),
+      mini_batch_unit_(mini_batch_unit(run.prompts / num_ranks, run.samples_per_prompt, parts_)),
       prompt_tokens_(std::llround(costs.lengths.prompt_tokens)),
       engine_(run.engine, costs.decode) {}
 
@@ -139,7 +140,8 @@ void SimulatedWorkload::add_pending(Batch& batch, std::span<const SampleIndex> s
     batch.num_seen_tokens += pass_tokens(batch, i, SIZE_MAX);
   }
   if (batch.pending.empty()) return;
-  const std::size_t num_members = (num_samples() + parts_ - 1) / parts_;
+  const std::size_t units = num_samples() / mini_batch_unit_;
+  const std::size_t num_members = (units + parts_ - 1) / parts_ * mini_batch_unit_;
   const std::size_t kept = num_kept_micro_batches(num_members - batch.num_seen, batch.num_seen,
                                                   batch.num_seen_tokens, run_.max_tokens_per_micro_batch);
   for (const MicroBatch& pass : cut(batch, batch.pending, kept)) batch.steps[0].push_back(pass);

@@ -77,12 +77,14 @@ class SimulatedWorkload : public Workload {
   std::size_t pass_tokens(const Batch& batch, SampleIndex sample, std::size_t group) const;
   std::vector<MicroBatch> cut(const Batch& batch, std::vector<SampleIndex>& samples, std::size_t kept) const;
   void add_pending(Batch& batch, std::span<const SampleIndex> samples);
-  bool belongs(SampleIndex sample, std::size_t step) const { return sample % parts_ == step % parts_; }
+  bool belongs(SampleIndex sample, std::size_t step) const {
+    return sample / mini_batch_unit_ % parts_ == step % parts_;
+  }
   double reward_wait_s();
 
   SimulatedRun run_;
   const CostModel& costs_;
-  std::size_t rank_, first_prompt_, num_prompts_, parts_;
+  std::size_t rank_, first_prompt_, num_prompts_, parts_, mini_batch_unit_;
   std::int64_t prompt_tokens_;
   SimulatedEngine engine_;
   std::map<std::int64_t, Batch> batches_;  ///< started and not finished

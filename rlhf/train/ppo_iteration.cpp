@@ -7,6 +7,7 @@
 #include "rlhf/core/error.h"
 #include "rlhf/ppo/policy_loss.h"
 #include "rlhf/ppo/value_loss.h"
+#include "rlhf/schedule/batching_rules.h"
 #include "rlhf/train/batching.h"
 
 namespace rlhf {
@@ -254,11 +255,16 @@ std::size_t num_optimizer_steps(const ppo::PpoOptions& algorithm) {
 
 // The responses of an optimizer step, in the order drawn for its epoch.
 PpoIteration::Indices PpoIteration::members(std::size_t step) const {
-  const std::size_t n = responses_.size(), parts = std::min(algorithm_.mini_batches, n);
+  const std::size_t unit = schedule::mini_batch_unit(algorithm_.prompts_per_step,
+                                                     algorithm_.samples_per_prompt, algorithm_.mini_batches);
+  const std::size_t n = responses_.size() / unit, parts = std::min(algorithm_.mini_batches, n);
   const std::size_t epoch = step / parts, m = step % parts;
   const auto order = epoch_order(n, setting_.context.seed ^ 0x0bad5eed,
                                  static_cast<std::uint64_t>(iteration_) * algorithm_.epochs + epoch);
-  return {order.begin() + at(m * n / parts), order.begin() + at((m + 1) * n / parts)};
+  Indices members;
+  for (std::size_t i = m * n / parts; i < (m + 1) * n / parts; ++i)
+    for (std::size_t k = 0; k < unit; ++k) members.push_back(order[i] * unit + k);
+  return members;
 }
 
 void PpoIteration::compute_advantages(std::span<const std::size_t> samples) {

@@ -9,6 +9,7 @@
 #include "rlhf/config/reader.h"
 #include "rlhf/core/atomic_file.h"
 #include "rlhf/core/error.h"
+#include "rlhf/schedule/batching_rules.h"
 
 namespace rlhf {
 namespace {
@@ -121,7 +122,11 @@ struct Work {
     optimizer_steps = epochs * static_cast<double>(parts);
     const double prompt_rows = static_cast<double>(algorithm.prompts_per_step) * prompt_tokens;
     // A prompt is computed once in each mini-batch that has a sample of it.
-    const auto prompt_passes = static_cast<double>(std::min(parts, algorithm.samples_per_prompt));
+    const bool whole_groups =
+        schedule::mini_batch_unit(algorithm.prompts_per_step, algorithm.samples_per_prompt, parts) ==
+        algorithm.samples_per_prompt;
+    const auto prompt_passes =
+        static_cast<double>(whole_groups ? 1 : std::min(parts, algorithm.samples_per_prompt));
     for (const double length : lengths) {
       const double response_rows = static_cast<double>(samples) * length;
       rows.push_back(response_rows + prompt_rows);
