@@ -156,7 +156,7 @@ TEST_CASE("generate takes options from each line, and names line, key and what w
     std::string fields, message;
   };
   for (const Case& c :
-       {Case{"\"temprature\": 1", "-:1: temprature: unknown key; nearest key is temperature"},
+       {Case{"\"temperature_\": 1", "-:1: temperature_: unknown key; nearest key is temperature"},
         Case{"\"temperature\": \"hot\"", "-:1: temperature: got \"hot\", expected a number of at least 0"},
         Case{"\"top_p\": 1.5", "-:1: top_p: got 1.5, expected a number from 0 to 1"},
         Case{"\"n\": 0", "-:1: n: got 0, expected an integer from 1 to 100000"},
