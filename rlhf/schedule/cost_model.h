@@ -84,16 +84,17 @@ struct TrainCosts {
   }
 };
 
-/// Speed of a lane while the other is computing too, relative to having the device alone.
+/// Speed of a lane while the other is computing too, relative to having the device alone. Above 1 where
+/// threads of one lane hinder each other, as they do in models of a few thousand parameters.
 struct SharingModel {
   double generate = 0.5, train = 0.5;
 
   template <class V>
   void visit_fields(V& v) {
     v.field("generate", generate, "Speed of generation while training runs on the device too; alone = 1",
-            {0.01, 1});
+            {0.01, 100});
     v.field("train", train, "Speed of training while generation runs on the device too; alone = 1",
-            {0.01, 1});
+            {0.01, 100});
   }
 };
 
