@@ -99,7 +99,8 @@ double scale_of(const GroupOptions& options, const Statistics& group, const Stat
     case GroupScale::kGroup:
       return group.deviation + options.epsilon;
     case GroupScale::kGroupMean:
-      return group.positive_mean > 0 ? group.positive_mean : std::numeric_limits<double>::infinity();
+      return group.positive_mean > 0 ? group.positive_mean + options.epsilon
+                                     : std::numeric_limits<double>::infinity();
     case GroupScale::kBatch:
       return batch.deviation + options.epsilon;
     case GroupScale::kNonZeroShare:

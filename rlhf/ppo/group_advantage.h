@@ -23,10 +23,11 @@ enum class GroupBaseline {
 /// What the difference is divided by. Deviations are unbiased (n - 1).
 enum class GroupScale {
   kNone,
-  kGroup,         ///< deviation of the group + epsilon
-  kGroupMean,     ///< mean of the positive parts of the group's scores; advantages 0 where that is 0 (MaxRL,
-                  ///< arXiv 2602.02710: hard prompts weigh like 1 / pass rate, as in maximum likelihood)
-  kBatch,         ///< deviation of all scores + epsilon
+  kGroup,      ///< deviation of the group + epsilon
+  kGroupMean,  ///< mean of the positive parts of the group's scores + epsilon; advantages 0 where that mean
+               ///< is 0 (MaxRL, arXiv 2602.02710: hard prompts weigh like 1 / pass rate, as in maximum
+               ///< likelihood). Partial credit needs an epsilon about as large, or it weighs like success
+  kBatch,      ///< deviation of all scores + epsilon
   kNonZeroShare,  ///< share of responses with a non-zero score (GPG)
 };
 
@@ -44,7 +45,7 @@ enum class GroupPrecision {
 struct GroupOptions {
   GroupBaseline baseline = GroupBaseline::kMean;
   GroupScale scale = GroupScale::kGroup;
-  double epsilon = 1e-6;  ///< added to the deviation: verl 1e-6, TRL 1e-4, OpenRLHF 1e-9
+  double epsilon = 1e-6;  ///< added to the deviation or mean: verl 1e-6, TRL 1e-4, OpenRLHF 1e-9
   SingletonGroups singletons = SingletonGroups::kKeepScore;
   GroupPrecision precision = GroupPrecision::kDouble;
 
@@ -65,7 +66,8 @@ struct GroupOptions {
               {"batch", GroupScale::kBatch},
               {"non_zero_share", GroupScale::kNonZeroShare}},
              "What the difference is divided by");
-    v.field("epsilon", epsilon, "Added to the deviation", config::at_least(0));
+    v.field("epsilon", epsilon, "Added to the deviation, or to the mean of scale: group_mean",
+            config::at_least(0));
     v.choice("singletons", singletons,
              {{"keep_score", SingletonGroups::kKeepScore}, {"zero", SingletonGroups::kZero}},
              "Advantage of a response that is alone in its group");

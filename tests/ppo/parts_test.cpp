@@ -210,6 +210,7 @@ TEST_CASE("MaxRL: advantages over the group's mean, by hand") {
   ppo::GroupOptions options;
   options.baseline = ppo::GroupBaseline::kMean;
   options.scale = ppo::GroupScale::kGroupMean;
+  options.epsilon = 0;
   // Pass rates 1/4, 3/4, 0; and penalties, which are not part of the pass rate.
   const std::vector<double> scores = {1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 1, -1, -1, -1};
   const std::vector<std::uint64_t> groups = {1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 4};
@@ -217,4 +218,10 @@ TEST_CASE("MaxRL: advantages over the group's mean, by hand") {
   const std::vector<double> expected = {3, -1, -1, -1, 1. / 3, 1. / 3, 1. / 3, -1, 0, 0, 0, 0, 6, -2, -2, -2};
   REQUIRE(advantages.size() == expected.size());
   for (std::size_t i = 0; i < expected.size(); ++i) CHECK(std::abs(advantages[i] - expected[i]) < 1e-12);
+  // Partial credit of 0.1 in a group without success: 5 without epsilon, (0.1 - 1/60) / (1/60 + 0.15) = 0.5
+  // with it.
+  options.epsilon = 0.15;
+  const std::vector<double> partial = {0.1, 0, 0, 0, 0, 0};
+  const auto damped = ppo::group_advantages(options, {partial, std::vector<std::uint64_t>(6, 1), {}});
+  CHECK(std::abs(damped[0] - 0.5) < 1e-12);
 }
