@@ -1,4 +1,5 @@
 // Policies under the real executor: the order of calls, times, random delays, failures.
+#include <atomic>
 #include <chrono>
 #include <numeric>
 #include <thread>
@@ -70,17 +71,24 @@ TEST_CASE("scoring and training begin before the batch is complete when streamed
     FakeWorkload work;
     work.samples = 8;
     work.whole_batch = whole_batch;
-    std::size_t delivered = 0;
+    std::atomic<std::size_t> delivered{0};
+    std::atomic<bool> scored{false}, trained{false};
+    work.before = [&](Task task, std::int64_t) {
+      if (task == Task::kScore) scored = true;
+      if (task == Task::kTrain) trained = true;
+      if (task != Task::kGenerate || delivered == 0) return;
+      // Further samples finish only when the other lane has worked on those that are there; half of them make
+      // a micro-batch.
+      const auto& worked = whole_batch || delivered < 4 ? scored : trained;
+      for (int ms = 0; ms < 10000 && !worked; ++ms) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    };
     ExecutorOptions options;
     options.last = 1;
     options.sink = [&](const TraceEvent& event) {
-      if (event.waiting || event.task != Task::kGenerate) return;
-      delivered += event.num_samples;
-      // Gives the other lane time to work on what is there.
-      if (delivered < 8) std::this_thread::sleep_for(std::chrono::milliseconds(2));
+      if (!event.waiting && event.task == Task::kGenerate) delivered += event.num_samples;
     };
     run(*streamed_policy(), work, options);
-    // The order of the train lane's calls shows it: an advantage of a part, and training before the last.
+    // The order of the train lane's calls shows it: scores of a part, and training before the last.
     std::size_t scores = 0, first_train = work.calls.size(), last_score = 0;
     for (std::size_t i = 0; i < work.calls.size(); ++i) {
       if (work.calls[i].starts_with("score")) {
@@ -91,16 +99,8 @@ TEST_CASE("scoring and training begin before the batch is complete when streamed
     }
     return std::pair(scores > 1, first_train < last_score);
   };
-  int scored = 0, trained = 0, trained_whole = 0;
-  for (int attempt = 0; attempt < 20; ++attempt) {
-    const auto [s, t] = runs_through(false);
-    scored += s;
-    trained += t;
-    trained_whole += runs_through(true).second;
-  }
-  CHECK(scored > 0);
-  CHECK(trained > 0);
-  CHECK(trained_whole == 0);
+  CHECK(runs_through(false) == std::pair(true, true));
+  CHECK(runs_through(true) == std::pair(true, false));
 }
 
 TEST_CASE("every policy does the same work under random delays") {
