@@ -57,7 +57,7 @@ std::string metric_lines(double speed) {
                                  {"rollout/decode_steps", steps},
                                  {"time/generate_s", (0.01 * steps + 0.001 * rows) / speed},
                                  {"time/score_s", 0.002 * rows},
-                                 {"time/train_s", (0.003 * 3 * (8 * mean + 2 * 4 * 7) + 6 * 0.5) / speed}};
+                                 {"time/train_s", (0.003 * 3 * (8 * mean + 4 * 7) + 6 * 0.5) / speed}};
     lines += line.dump() + "\n";
   }
   return lines;
