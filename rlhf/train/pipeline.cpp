@@ -59,10 +59,9 @@ void Pipeline::plan_memory() {
   const bool ppo = options_.has_stage(Stage::kPpo);
   const std::uint64_t critic = ppo && ppo::needs_critic(options_.ppo.algorithm) ? 1 : 0;
   const bool online = options_.has_stage(Stage::kOnlinePreference);
-  const std::uint64_t reference = (ppo && ppo::needs_reference(options_.ppo.algorithm)) ||
-                                          (online && ppo::needs_reference(options_.online_preference.loss))
-                                      ? 1
-                                      : 0;
+  const std::uint64_t reference =
+      (ppo && needs_ppo_reference()) || (online && ppo::needs_reference(options_.online_preference.loss)) ? 1
+                                                                                                          : 0;
   const std::uint64_t reward = options_.has_stage(Stage::kReward) ? 1 : 0;
   const bool trains = std::ranges::any_of(
       options_.stages, [](const std::string& stage) { return stage != to_string(Stage::kEval); });
@@ -77,8 +76,14 @@ void Pipeline::plan_memory() {
   const std::int64_t blocks =
       RolloutEngine::blocks_for(options_.rollout.max_sequences + 1,
                                 static_cast<std::int64_t>(longest) + options_.rollout.max_new_tokens);
-  const std::uint64_t kv = KvStore<float>::block_bytes(policy_.config(), policy_.config().num_layers) *
-                           static_cast<std::uint64_t>(blocks);
+  const bool keeps_trunk = ppo && policy_.parameters().weights().first_trainable_layer > 0;
+  const std::uint64_t trunk_bytes =
+      keeps_trunk
+          ? static_cast<std::uint64_t>(kernels::kBlockTokens * policy_.config().hidden_size) * sizeof(float)
+          : 0;
+  const std::uint64_t kv =
+      (KvStore<float>::block_bytes(policy_.config(), policy_.config().num_layers) + trunk_bytes) *
+      static_cast<std::uint64_t>(blocks);
   if (options_.needs_prompts() || options_.has_stage(Stage::kEval)) memory_.emplace_back("K/V cache", kv);
   const std::int64_t layers =
       policy_.config().num_layers - policy_.parameters().weights().first_trainable_layer;
@@ -261,8 +266,14 @@ void Pipeline::train_online_preference() {
   save_final(name, policy_.parameters());
 }
 
+// For a KL in reward or loss, or for that of the report.
+bool Pipeline::needs_ppo_reference() const {
+  return ppo::needs_reference(options_.ppo.algorithm) || options_.has_stage(Stage::kEval);
+}
+
 void Pipeline::train_ppo() {
-  reference_ = std::make_unique<Parameters<float>>(policy_.parameters().frozen_copy());
+  if (needs_ppo_reference())
+    reference_ = std::make_unique<Parameters<float>>(policy_.parameters().frozen_copy());
   if (is_done("ppo")) return load_final("ppo", policy_.parameters());
   const Parameters<float>* critic_base =
       options_.ppo.critic_init == CriticInit::kReward ? reward_model_.get() : nullptr;

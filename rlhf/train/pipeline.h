@@ -52,6 +52,7 @@ class Pipeline {
   void train_preference();
   void train_rejection_sampling();
   void train_online_preference();
+  bool needs_ppo_reference() const;
   void train_ppo();
   void judge(const std::string& name);
   std::filesystem::path kept_evaluation(const std::string& name) const;

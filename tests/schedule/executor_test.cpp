@@ -7,19 +7,10 @@
 #include "rlhf/schedule/executor.h"
 #include "tests/catch.h"
 #include "tests/schedule/fake_workload.h"
+#include "tests/schedule/policies.h"
 
 namespace rlhf::schedule {
 namespace {
-
-std::vector<std::unique_ptr<Policy>> all_policies() {
-  std::vector<std::unique_ptr<Policy>> policies;
-  policies.push_back(serial_policy());
-  policies.push_back(streamed_policy());
-  policies.push_back(one_step_off_policy());
-  policies.push_back(async_policy(1));
-  policies.push_back(async_policy(3));
-  return policies;
-}
 
 void prepare(FakeWorkload& work, const Policy& policy) {
   work.max_staleness = policy.max_staleness();

@@ -9,6 +9,7 @@
 #include "rlhf/core/random.h"
 #include "rlhf/schedule/executor.h"
 #include "tests/catch.h"
+#include "tests/schedule/policies.h"
 
 namespace rlhf::schedule {
 namespace {
@@ -35,16 +36,6 @@ SimulatedRun plain_run(std::size_t prompts, std::int64_t max_sequences) {
   run.max_new_tokens = 100;
   run.engine.max_sequences = max_sequences;
   return run;
-}
-
-std::vector<std::unique_ptr<Policy>> all_policies() {
-  std::vector<std::unique_ptr<Policy>> policies;
-  policies.push_back(serial_policy());
-  policies.push_back(streamed_policy());
-  policies.push_back(one_step_off_policy());
-  policies.push_back(async_policy(1));
-  policies.push_back(async_policy(3));
-  return policies;
 }
 
 double waited(const Simulation& s, Wait wait) {

@@ -6,20 +6,14 @@
 #include "rlhf/model/packed_rows.h"
 #include "rlhf/model/sequence_pass.h"
 #include "tests/catch.h"
-#include "tests/train/tiny_run.h"
+#include "tests/train/gradient_check.h"
 
 using namespace rlhf;
 
 namespace {
 
-LanguageModel tiny_model(std::uint64_t seed) {
-  NewModelOptions options;
-  options.layers = 2;
-  options.hidden_size = 16;
-  options.heads = 2;
-  options.kv_heads = 1;
-  options.intermediate_size = 24;
-  options.max_positions = 64;
+LanguageModel spread_model(std::uint64_t seed) {
+  NewModelOptions options = tiny_model();
   options.initial_std = 0.3;
   return LanguageModel::create(options, {}, seed);
 }
@@ -41,7 +35,7 @@ double logprob(const LanguageModel& model, std::span<const TokenId> tokens, std:
 TEST_CASE("KL of responses is the sum over chosen tokens of the KL between the models' distributions") {
   ThreadPool pool(1);
   const Compute<float> compute(pool, kernels::detect_cpu_isa());
-  const LanguageModel policy = tiny_model(1), reference = tiny_model(2);
+  const LanguageModel policy = spread_model(1), reference = spread_model(2);
   // Two texts with a common head; a forced token in the first does not count.
   const std::vector<ScoredText> texts = {{{10, 20, 30, 40, 50}, {0, 0, 1, 0, 1}}, {{10, 20, 31}, {0, 0, 1}}};
   const auto kl = policy_kl(policy.config(), policy.parameters().weights(), reference.parameters().weights(),

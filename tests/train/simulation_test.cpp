@@ -1,8 +1,6 @@
 // Costs out of run directories whose costs are known, and the shape of a run as the simulator sees it.
 #include "rlhf/train/simulation.h"
 
-#include <unistd.h>
-
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
@@ -11,21 +9,11 @@
 #include "rlhf/core/error.h"
 #include "rlhf/schedule/roofline.h"
 #include "tests/catch.h"
+#include "tests/data/temporary_folder.h"
 
 using namespace rlhf;
 
 namespace {
-
-class Folder {
- public:
-  Folder() {
-    std::string pattern = (std::filesystem::temp_directory_path() / "rlhf-simulation-test-XXXXXX").string();
-    REQUIRE(mkdtemp(pattern.data()));
-    path = pattern;
-  }
-  ~Folder() { std::filesystem::remove_all(path); }
-  std::filesystem::path path;
-};
 
 // A run of 4 prompts x 2 samples, 3 epochs x 2 mini-batches.
 RunOptions run_options() {
@@ -95,9 +83,9 @@ TEST_CASE("a run is simulated as its file says") {
 }
 
 TEST_CASE("costs are found again in what a serial run has logged") {
-  const Folder folder;
-  write_run(folder.path / "all", run_options());
-  const schedule::CostModel costs = calibrate(folder.path / "all");
+  const TemporaryFolder folder;
+  write_run(folder.path() / "all", run_options());
+  const schedule::CostModel costs = calibrate(folder.path() / "all");
   CHECK(costs.decode.step_s == Approx(0.01));
   CHECK(costs.decode.sequence_s == Approx(0.001));
   CHECK(costs.decode.prefill_token_s == Approx(0.001));
@@ -110,8 +98,8 @@ TEST_CASE("costs are found again in what a serial run has logged") {
   CHECK(costs.lengths.sigma == 0);
   CHECK(costs.lengths.prompt_tokens == 7);
 
-  write_run(folder.path / "half", run_options(), 0.8);
-  const auto sharing = calibrate_sharing(folder.path / "all", folder.path / "half");
+  write_run(folder.path() / "half", run_options(), 0.8);
+  const auto sharing = calibrate_sharing(folder.path() / "all", folder.path() / "half");
   CHECK(sharing.generate == Approx(0.8));
   CHECK(sharing.train == Approx(0.8));
 }
@@ -130,24 +118,24 @@ TEST_CASE("lengths are fitted through rounding and clipping") {
 }
 
 TEST_CASE("what is missing for a calibration is named") {
-  const Folder folder;
-  CHECK_THROWS_WITH(calibrate(folder.path / "none"), ContainsSubstring("none/config.resolved.yaml"));
+  const TemporaryFolder folder;
+  CHECK_THROWS_WITH(calibrate(folder.path() / "none"), ContainsSubstring("none/config.resolved.yaml"));
   RunOptions streamed = run_options();
   streamed.schedule.mode = ScheduleMode::kStreamed;
-  write_run(folder.path, streamed);
-  CHECK_THROWS_WITH(calibrate(folder.path),
+  write_run(folder.path(), streamed);
+  CHECK_THROWS_WITH(calibrate(folder.path()),
                     ContainsSubstring("schedule.mode") && ContainsSubstring("serial"));
-  write_run(folder.path, run_options());
-  write_file_atomically(folder.path / "metrics.jsonl", "{\"stage\": \"sft\", \"step\": 1}\n");
-  CHECK_THROWS_WITH(calibrate(folder.path), ContainsSubstring("no iteration of the stage ppo"));
-  write_file_atomically(folder.path / "metrics.jsonl", "{\"stage\": \"ppo\", \"step\": 1}\n");
-  CHECK_THROWS_WITH(calibrate(folder.path), ContainsSubstring("no number 'rollout/mean_length'"));
-  write_run(folder.path, run_options());
-  write_file_atomically(folder.path / "trace.json", "[]");
-  CHECK_THROWS_WITH(calibrate(folder.path),
+  write_run(folder.path(), run_options());
+  write_file_atomically(folder.path() / "metrics.jsonl", "{\"stage\": \"sft\", \"step\": 1}\n");
+  CHECK_THROWS_WITH(calibrate(folder.path()), ContainsSubstring("no iteration of the stage ppo"));
+  write_file_atomically(folder.path() / "metrics.jsonl", "{\"stage\": \"ppo\", \"step\": 1}\n");
+  CHECK_THROWS_WITH(calibrate(folder.path()), ContainsSubstring("no number 'rollout/mean_length'"));
+  write_run(folder.path(), run_options());
+  write_file_atomically(folder.path() / "trace.json", "[]");
+  CHECK_THROWS_WITH(calibrate(folder.path()),
                     ContainsSubstring("no span 'optimize'") && ContainsSubstring("run.trace_iterations"));
-  write_file_atomically(folder.path / "trace.json", "{");
-  CHECK_THROWS_WITH(calibrate(folder.path), ContainsSubstring("trace of a finished run"));
+  write_file_atomically(folder.path() / "trace.json", "{");
+  CHECK_THROWS_WITH(calibrate(folder.path()), ContainsSubstring("trace of a finished run"));
 }
 
 TEST_CASE("costs of a data sheet, by hand") {
