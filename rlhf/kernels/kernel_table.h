@@ -137,11 +137,13 @@ struct LogitsRow {
 template <class T>
 struct Kernels {
   const char* isa;
-  void (*linear)(const LinearArgs<T>&, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1);
-  /// One panel of C: rows [i0, i1), columns [j0, j1) with j1 - j0 <= gemm_panel. `packed` holds K *
-  /// gemm_panel.
+  /// Both matrix products need `packed`, scratch of packed_rows * panel_columns elements.
+  void (*linear)(const LinearArgs<T>&, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1,
+                 T* packed);
+  /// Rows [i0, i1) and the panel_columns columns of C from j0 on, or as many as there are.
   void (*gemm_panel)(const GemmArgs<T>&, std::int64_t i0, std::int64_t i1, std::int64_t j0, T* packed);
-  std::int64_t gemm_panel_columns;
+  std::int64_t panel_columns, packed_rows;
+  std::int64_t tile_rows;  ///< blocks of a multiple of so many rows waste nothing
   void (*norm)(const NormArgs<T>&, std::int64_t t0, std::int64_t t1);
   void (*norm_grad_input)(const NormGradArgs<T>&, std::int64_t t0, std::int64_t t1);
   void (*norm_grad_weight)(const NormGradArgs<T>&, std::int64_t d0, std::int64_t d1);

@@ -1,15 +1,35 @@
 #include "rlhf/kernels/ops.h"
 
+#include <memory>
+
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kBlockM = 192;  // rows of x per task: 192 x 576 floats stay in a 1 MiB L2
-constexpr std::int64_t kBlockN = 64;   // rows of w per task
-constexpr std::int64_t kGemmRows = 384;
+constexpr std::int64_t kRowsPerTask = 384;  // with a block of K: 590 KB of a row block stay in a 1 MiB L2
+constexpr std::int64_t kFewRowsPerTask = 48;  // fewer rows do not pay for packing a panel
 constexpr std::int64_t kChunk = 1 << 16;
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
   return (a + b - 1) / b;
+}
+
+// Rows a task takes: as few tasks as the cache wants, but some for each thread. Results do not depend on it.
+std::int64_t rows_per_task(std::int64_t rows, std::int64_t panels, std::int64_t tile_rows, int threads) {
+  const std::int64_t wanted = ceil_div(4 * threads, panels), most = std::max<std::int64_t>(1, rows / kFewRowsPerTask);
+  const std::int64_t blocks = std::max(ceil_div(rows, kRowsPerTask), std::min(wanted, most));
+  return ceil_div(ceil_div(rows, blocks), tile_rows) * tile_rows;
+}
+
+// Scratch of this thread, aligned to whole vectors.
+template <class T>
+T* packed_panel(const kernels::Kernels<T>& table) {
+  constexpr std::size_t kAlignment = 64;
+  static thread_local std::vector<T> scratch;
+  const auto needed = static_cast<std::size_t>(table.packed_rows * table.panel_columns) + kAlignment / sizeof(T);
+  if (scratch.size() < needed) scratch.resize(needed);
+  void* at = scratch.data();
+  std::size_t space = scratch.size() * sizeof(T);
+  return static_cast<T*>(std::align(kAlignment, space - kAlignment, at, space));
 }
 
 }  // namespace
@@ -17,28 +37,33 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 template <class T>
 void Compute<T>::linear(const kernels::LinearArgs<T>& args, std::int64_t M, std::int64_t N) const {
   if (M <= 0) return;
-  const std::int64_t block_n = M <= 8 && N <= 4096 ? 32 : kBlockN;
-  const std::int64_t columns = ceil_div(N, block_n), tasks = columns * ceil_div(M, kBlockM);
+  const kernels::Kernels<T>& table = *kernels_;
+  // Few rows pass through W once and are done: smaller pieces keep the threads together.
+  const std::int64_t width = M <= 8 && N <= 4096 ? table.panel_columns / 2 : table.panel_columns;
+  const std::int64_t panels = ceil_div(N, width), rows = rows_per_task(M, panels, table.tile_rows, pool_->num_threads());
+  const std::int64_t tasks = panels * ceil_div(M, rows);
   const bool small = M * N * args.K < 60000;
   pool_->parallel_for(tasks, small ? tasks : 1, [&](std::int64_t begin, std::int64_t end) {
+    T* packed = packed_panel(table);
     for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t m = task / columns * kBlockM, n = task % columns * block_n;
-      kernels_->linear(args, m, std::min(M, m + kBlockM), n, std::min(N, n + block_n));
+      const std::int64_t m = task / panels * rows, n = task % panels * width;
+      table.linear(args, m, std::min(M, m + rows), n, std::min(N, n + width), packed);
     }
   });
 }
 
 template <class T>
 void Compute<T>::gemm(const kernels::GemmArgs<T>& args) const {
-  const std::int64_t width = kernels_->gemm_panel_columns;
-  const std::int64_t panels = ceil_div(args.N, width), tasks = panels * ceil_div(args.M, kGemmRows);
+  const kernels::Kernels<T>& table = *kernels_;
+  const std::int64_t panels = ceil_div(args.N, table.panel_columns);
+  const std::int64_t rows = rows_per_task(args.M, panels, table.tile_rows, pool_->num_threads());
+  const std::int64_t tasks = panels * ceil_div(args.M, rows);
   const bool small = args.M * args.N * args.K < 60000;
   pool_->parallel_for(tasks, small ? tasks : 1, [&](std::int64_t begin, std::int64_t end) {
-    static thread_local std::vector<T> packed;
-    packed.resize(static_cast<std::size_t>(std::min<std::int64_t>(args.K, 384) * width));
+    T* packed = packed_panel(table);
     for (std::int64_t task = begin; task < end; ++task) {
-      const std::int64_t i = task / panels * kGemmRows;
-      kernels_->gemm_panel(args, i, std::min(args.M, i + kGemmRows), task % panels * width, packed.data());
+      const std::int64_t i = task / panels * rows;
+      table.gemm_panel(args, i, std::min(args.M, i + rows), task % panels * table.panel_columns, packed);
     }
   });
 }

@@ -5,11 +5,12 @@
 namespace rlhf::kernels::RLHF_ISA {
 
 template <class T>
-void linear(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1);
+void linear(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1,
+            T* packed);
 template <class T>
 void gemm_panel(const GemmArgs<T>& args, std::int64_t i0, std::int64_t i1, std::int64_t j0, T* packed);
 template <class T>
-std::int64_t gemm_panel_columns();
+std::int64_t panel_columns();
 template <class T>
 void norm(const NormArgs<T>& args, std::int64_t t0, std::int64_t t1);
 template <class T>

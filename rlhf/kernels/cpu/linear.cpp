@@ -1,165 +1,128 @@
-// y = x W^T in dot-product form: W stays row-major as it is stored, so decoding reads the training weights
-// directly. Each output element is summed over k in one fixed order whatever M is: results do not depend on
-// the batch. Bound: memory (W once) for M < ~6, then FMA throughput: 6 x 4 accumulators need 10 loads per 24
-// FMAs.
-#include <type_traits>
-
+// y = x W^T with W row-major as it is stored, so decoding reads the training weights directly: squares of W are transposed on the way.
+// Each output is a sum over k in order (over blocks of k, block by block), whatever M is: results do not depend on the batch. Many
+// rows share a packed panel; few rows use a transposed square at once, while it is in registers. Bound: memory (W once) for M < ~4,
+// then FMA throughput and, until the transposition is shared by many rows, shuffles (one for 4 weights).
 #include "rlhf/kernels/cpu/kernels.h"
-#include "rlhf/kernels/cpu/vec.h"
+#include "rlhf/kernels/cpu/tile.h"
+#include "rlhf/kernels/cpu/transpose.h"
 
 namespace rlhf::kernels::RLHF_ISA {
 namespace {
 
-constexpr int kTileN = 4;
+// A square takes L registers, each row of y one more.
 #if defined(__AVX512F__)
-constexpr int kTileM = 6;
+constexpr int kFewRows = 12;
 #else
-constexpr int kTileM = 3;  // 3 x 4 accumulators of 16 registers
+constexpr int kFewRows = 6;
 #endif
 
 template <class T>
-struct Masks {
-  using Index = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
-  typedef Index Vec __attribute__((vector_size(kVecBytes)));
-};
+using Square = Vec<T>[kLanes<T>];
 
-// Every output is summed from the lanes of one vector in the same order, in tiles and in their tails:
-// lanes[i] += lanes[i + width] for width L/2, L/4, ... 1.
 template <class T>
-inline T reduce(Vec<T> v) {
-  alignas(kVecBytes) T lanes[kLanes<T>];
-  store(lanes, v);
-  for (int width = kLanes<T> / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lanes[i] += lanes[i + width];
-  return lanes[0];
+inline void load_transposed(const T* w, std::int64_t ldw, Square<T>& square) {
+  for (int i = 0; i < kLanes<T>; ++i) square[i] = load(w + i * ldw);
+  transpose<T>(square);
 }
 
-// Halves the lanes of a and b: groups of `width` lanes, a's and b's alternating by group.
+// Element k of `rows` <= L rows of w; lanes beyond are 0.
 template <class T>
-inline Vec<T> fold(Vec<T> a, Vec<T> b, int width) {
+inline Vec<T> gather_column(const T* w, std::int64_t ldw, std::int64_t rows) {
+  alignas(kVecBytes) T column[kLanes<T>] = {};
+  for (std::int64_t i = 0; i < rows; ++i) column[i] = w[i * ldw];
+  return load(column);
+}
+
+template <class T>
+void pack(const T* w, std::int64_t ldw, std::int64_t count, std::int64_t columns, T* packed) {
   constexpr int L = kLanes<T>;
-  typename Masks<T>::Vec low, high;
-  for (int i = 0; i < L; ++i) {
-    // Group g of the result is the folded group g/2 of a (even g) or of b (odd g).
-    const int group = i / width, from = (group % 2 ? L : 0) + group / 2 * 2 * width + i % width;
-    low[i] = from;
-    high[i] = from + width;
+  for (int v = 0; v < kPanelVecs; ++v, w += L * ldw, packed += L) {
+    const std::int64_t rows = std::clamp<std::int64_t>(columns - v * L, 0, L);
+    std::int64_t k = 0;
+    if (rows == L)
+      for (; k + L <= count; k += L) {
+        Square<T> square;
+        load_transposed(w + k, ldw, square);
+        for (int i = 0; i < L; ++i) store(packed + (k + i) * kPanelColumns<T>, square[i]);
+      }
+    for (; k < count; ++k) store(packed + k * kPanelColumns<T>, gather_column(w + k, ldw, rows));
   }
-  return __builtin_shuffle(a, b, low) + __builtin_shuffle(a, b, high);
-}
-
-// v[j] holds groups of 4 lanes; group g of the result holds the sums of group g of v[0] .. v[3].
-template <class T>
-inline Vec<T> sum_groups_of_4(const Vec<T> (&v)[4]) {
-  constexpr int L = kLanes<T>;
-  typename Masks<T>::Vec low, high, even, odd;
-  for (int i = 0; i < L; ++i) {
-    const int group = i / 4 * 4, lane = i % 4;
-    low[i] = (lane % 2 ? L : 0) + group + lane / 2;
-    high[i] = low[i] + 2;
-    even[i] = (lane < 2 ? 0 : L) + group + lane % 2;
-    odd[i] = even[i] + 2;
-  }
-  const Vec<T> a = __builtin_shuffle(v[0], v[1], low) + __builtin_shuffle(v[0], v[1], high);
-  const Vec<T> b = __builtin_shuffle(v[2], v[3], low) + __builtin_shuffle(v[2], v[3], high);
-  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, odd);
 }
 
 template <class T>
-inline void put(const LinearArgs<T>& args, std::int64_t m, std::int64_t n, T value) {
-  T& out = args.y[m * args.ldy + n];
-  if (args.bias) value += args.bias[n];
-  out = args.accumulate ? out + value : value;
+void many_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t columns, T* packed) {
+  for (std::int64_t k = 0; k < args.K; k += kBlockK) {
+    const std::int64_t count = std::min(kBlockK, args.K - k);
+    pack(args.w + n0 * args.K + k, args.K, count, columns, packed);
+    tiles<T>({args.x + k, args.ldx, 1, packed, count, args.y + n0, args.ldy, columns,
+              k == 0 && args.bias ? args.bias + n0 : nullptr, args.accumulate || k > 0},
+             m0, m1);
+  }
 }
 
-// Stores rows [m, m + MR) and columns [n, n + 4) from their accumulators.
+// Adds the block [k0, k1) of MR rows of x times one vector of columns to `sums`.
 template <class T, int MR>
-inline void put_tile(const LinearArgs<T>& args, std::int64_t m, std::int64_t n, const Vec<T> (&acc)[MR][4]) {
-  constexpr int L = kLanes<T>, kRows = L / 4;  // output rows that one vector holds
-  for (int first = 0; first < MR; first += kRows) {
-    const auto row = [&](int r) { return first + r < MR ? first + r : MR - 1; };
-    Vec<T> folded[4];
-    for (int j = 0; j < 4; ++j) {
-      if constexpr (kRows == 4)
-        folded[j] = fold<T>(fold<T>(acc[row(0)][j], acc[row(2)][j], L / 2),
-                            fold<T>(acc[row(1)][j], acc[row(3)][j], L / 2), L / 4);
-      else if constexpr (kRows == 2)
-        folded[j] = fold<T>(acc[row(0)][j], acc[row(1)][j], L / 2);
-      else
-        folded[j] = acc[row(0)][j];
+inline void add_block(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t k0, std::int64_t k1,
+                      std::int64_t columns, Vec<T> (&sums)[MR]) {
+  constexpr int L = kLanes<T>;
+  std::int64_t k = k0;
+  if (columns == L)
+    for (; k + L <= k1; k += L) {
+      Square<T> square;
+      load_transposed(w + k, ldw, square);
+      for (int i = 0; i < L; ++i)
+        for (int m = 0; m < MR; ++m) sums[m] += x[m * ldx + k + i] * square[i];
     }
-    alignas(kVecBytes) T sums[L];
-    store(sums, sum_groups_of_4<T>(folded));
-    for (int r = 0; r < kRows && first + r < MR; ++r) {
-      T* out = args.y + (m + first + r) * args.ldy + n;
-      T* sum = sums + r * 4;
-      if (args.bias)
-        for (int j = 0; j < 4; ++j) sum[j] += args.bias[n + j];
-      if (args.accumulate)
-        for (int j = 0; j < 4; ++j) sum[j] += out[j];
-      std::memcpy(out, sum, 4 * sizeof(T));
-    }
+  for (; k < k1; ++k) {
+    const Vec<T> column = gather_column(w + k, ldw, columns);
+    for (int m = 0; m < MR; ++m) sums[m] += x[m * ldx + k] * column;
   }
 }
 
-template <class T, int MR, int NR>
-void tile(const LinearArgs<T>& args, std::int64_t m, std::int64_t n) {
-  constexpr int L = kLanes<T>;
-  Vec<T> acc[MR][NR] = {};
-  const T* x = args.x + m * args.ldx;
-  const T* w = args.w + n * args.K;
-  std::int64_t k = 0;
-  for (; k + L <= args.K; k += L) {
-    Vec<T> wk[NR];
-    for (int j = 0; j < NR; ++j) wk[j] = load(w + j * args.K + k);
-    for (int i = 0; i < MR; ++i) {
-      const Vec<T> xk = load(x + i * args.ldx + k);
-      for (int j = 0; j < NR; ++j) acc[i][j] += xk * wk[j];
-    }
-  }
-  if (k < args.K) {
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NR; ++j)
-        acc[i][j] +=
-            load_partial(x + i * args.ldx + k, args.K - k) * load_partial(w + j * args.K + k, args.K - k);
-  }
-  if constexpr (NR == 4 && L >= 4 && L <= 16) {
-    put_tile<T, MR>(args, m, n, acc);
-  } else {
-    for (int i = 0; i < MR; ++i)
-      for (int j = 0; j < NR; ++j) put<T>(args, m + i, n + j, reduce<T>(acc[i][j]));
+template <class T>
+inline void put(const LinearArgs<T>& args, std::int64_t m, std::int64_t n, std::int64_t columns, bool first, Vec<T> sums) {
+  alignas(kVecBytes) T row[kLanes<T>];
+  store(row, sums);
+  T* y = args.y + m * args.ldy + n;
+  for (std::int64_t j = 0; j < columns; ++j) {
+    const T sum = first && args.bias ? row[j] + args.bias[n + j] : row[j];
+    y[j] = args.accumulate || !first ? y[j] + sum : sum;
   }
 }
 
 template <class T, int MR>
-void row_of_tiles(const LinearArgs<T>& args, std::int64_t m, std::int64_t n0, std::int64_t n1) {
-  std::int64_t n = n0;
-  for (; n + kTileN <= n1; n += kTileN) tile<T, MR, kTileN>(args, m, n);
-  for (; n < n1; ++n) tile<T, MR, 1>(args, m, n);
+void few_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0, std::int64_t n1) {
+  constexpr int L = kLanes<T>;
+  for (std::int64_t n = n0; n < n1; n += L) {
+    const std::int64_t columns = std::min<std::int64_t>(L, n1 - n);
+    for (std::int64_t k = 0; k < args.K; k += kBlockK) {
+      Vec<T> sums[MR] = {};
+      add_block<T, MR>(args.x + m0 * args.ldx, args.ldx, args.w + n * args.K, args.K, k, std::min(args.K, k + kBlockK), columns, sums);
+      for (int m = 0; m < MR; ++m) put<T>(args, m0 + m, n, columns, k == 0, sums[m]);
+    }
+  }
 }
 
-template <class T, int MR>
-void last_rows(const LinearArgs<T>& args, std::int64_t m, std::int64_t rows, std::int64_t n0,
-               std::int64_t n1) {
+template <class T, int MR = kFewRows>
+void few_rows_of(std::int64_t rows, const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0, std::int64_t n1) {
   if constexpr (MR > 0) {
-    if (rows == MR)
-      row_of_tiles<T, MR>(args, m, n0, n1);
+    if (rows < MR)
+      few_rows_of<T, MR - 1>(rows, args, m0, n0, n1);
     else
-      last_rows<T, MR - 1>(args, m, rows, n0, n1);
+      few_rows<T, MR>(args, m0, n0, n1);
   }
 }
 
 }  // namespace
 
 template <class T>
-void linear(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1) {
-  std::int64_t m = m0;
-  for (; m + kTileM <= m1; m += kTileM) row_of_tiles<T, kTileM>(args, m, n0, n1);
-  if (m < m1) last_rows<T, kTileM - 1>(args, m, m1 - m, n0, n1);
+void linear(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1, T* packed) {
+  if (m1 - m0 <= kFewRows) return few_rows_of<T>(m1 - m0, args, m0, n0, n1);
+  for (std::int64_t n = n0; n < n1; n += kPanelColumns<T>)
+    many_rows(args, m0, m1, n, std::min<std::int64_t>(kPanelColumns<T>, n1 - n), packed);
 }
 
-template void linear<float>(const LinearArgs<float>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t);
-template void linear<double>(const LinearArgs<double>&, std::int64_t, std::int64_t, std::int64_t,
-                             std::int64_t);
+template void linear<float>(const LinearArgs<float>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t, float*);
+template void linear<double>(const LinearArgs<double>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t, double*);
 
 }  // namespace rlhf::kernels::RLHF_ISA

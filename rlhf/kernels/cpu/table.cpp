@@ -1,4 +1,5 @@
 #include "rlhf/kernels/cpu/kernels.h"
+#include "rlhf/kernels/cpu/tile.h"
 
 #define RLHF_STRINGIFY_(name) #name
 #define RLHF_STRINGIFY(name) RLHF_STRINGIFY_(name)
@@ -10,7 +11,9 @@ const Kernels<T>& table() {
   static const Kernels<T> kernels = {RLHF_STRINGIFY(RLHF_ISA),
                                      linear<T>,
                                      gemm_panel<T>,
-                                     gemm_panel_columns<T>(),
+                                     panel_columns<T>(),
+                                     kBlockK,
+                                     kTileRows,
                                      norm<T>,
                                      norm_grad_input<T>,
                                      norm_grad_weight<T>,
