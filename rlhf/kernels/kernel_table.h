@@ -148,9 +148,11 @@ struct Kernels {
   void (*norm_grad_input)(const NormGradArgs<T>&, std::int64_t t0, std::int64_t t1);
   void (*norm_grad_weight)(const NormGradArgs<T>&, std::int64_t d0, std::int64_t d1);
   void (*rope)(const RopeArgs<T>&, std::int64_t t0, std::int64_t t1);
-  void (*attention)(const AttentionArgs<T>&, const AttentionRow<T>&, std::int64_t g);
-  /// Adds to dk, dv (same block layout as k, v) for one query row and one kv head.
-  void (*attention_grad)(const AttentionArgs<T>&, const AttentionGradRow<T>&, T* dk, T* dv, std::int64_t g);
+  /// One kv head of `count` query rows. Neighbours with the same `blocks` go through them together.
+  void (*attention)(const AttentionArgs<T>&, const AttentionRow<T>* rows, std::int64_t count, std::int64_t g);
+  /// Adds to dk, dv (same block layout as k, v); neighbours as above, when their num_keys do not fall.
+  void (*attention_grad)(const AttentionArgs<T>&, const AttentionGradRow<T>* rows, std::int64_t count, T* dk,
+                         T* dv, std::int64_t g);
   void (*activation)(const ActivationArgs<T>&, std::int64_t t0, std::int64_t t1);
   void (*activation_grad)(const ActivationGradArgs<T>&, std::int64_t t0, std::int64_t t1);
   /// logits[V] (raw): soft-capped in place when softcap > 0; statistics at the temperature given by

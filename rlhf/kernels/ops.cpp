@@ -5,7 +5,7 @@
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kRowsPerTask = 384;  // with a block of K: 590 KB of a row block stay in a 1 MiB L2
+constexpr std::int64_t kRowsPerTask = 384;    // with a block of K: 590 KB of a row block stay in a 1 MiB L2
 constexpr std::int64_t kFewRowsPerTask = 48;  // fewer rows do not pay for packing a panel
 constexpr std::int64_t kChunk = 1 << 16;
 
@@ -15,7 +15,8 @@ std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
 
 // Rows a task takes: as few tasks as the cache wants, but some for each thread. Results do not depend on it.
 std::int64_t rows_per_task(std::int64_t rows, std::int64_t panels, std::int64_t tile_rows, int threads) {
-  const std::int64_t wanted = ceil_div(4 * threads, panels), most = std::max<std::int64_t>(1, rows / kFewRowsPerTask);
+  const std::int64_t wanted = ceil_div(4 * threads, panels),
+                     most = std::max<std::int64_t>(1, rows / kFewRowsPerTask);
   const std::int64_t blocks = std::max(ceil_div(rows, kRowsPerTask), std::min(wanted, most));
   return ceil_div(ceil_div(rows, blocks), tile_rows) * tile_rows;
 }
@@ -25,7 +26,8 @@ template <class T>
 T* packed_panel(const kernels::Kernels<T>& table) {
   constexpr std::size_t kAlignment = 64;
   static thread_local std::vector<T> scratch;
-  const auto needed = static_cast<std::size_t>(table.packed_rows * table.panel_columns) + kAlignment / sizeof(T);
+  const auto needed =
+      static_cast<std::size_t>(table.packed_rows * table.panel_columns) + kAlignment / sizeof(T);
   if (scratch.size() < needed) scratch.resize(needed);
   void* at = scratch.data();
   std::size_t space = scratch.size() * sizeof(T);
@@ -40,7 +42,8 @@ void Compute<T>::linear(const kernels::LinearArgs<T>& args, std::int64_t M, std:
   const kernels::Kernels<T>& table = *kernels_;
   // Few rows pass through W once and are done: smaller pieces keep the threads together.
   const std::int64_t width = M <= 8 && N <= 4096 ? table.panel_columns / 2 : table.panel_columns;
-  const std::int64_t panels = ceil_div(N, width), rows = rows_per_task(M, panels, table.tile_rows, pool_->num_threads());
+  const std::int64_t panels = ceil_div(N, width),
+                     rows = rows_per_task(M, panels, table.tile_rows, pool_->num_threads());
   const std::int64_t tasks = panels * ceil_div(M, rows);
   const bool small = M * N * args.K < 60000;
   pool_->parallel_for(tasks, small ? tasks : 1, [&](std::int64_t begin, std::int64_t end) {

@@ -232,6 +232,26 @@ void DecoderRunner<T>::qk_norm_forward(const NormWeights<T>& norm, T* x, std::in
 }
 
 template <class T>
+void DecoderRunner<T>::attend(const kernels::AttentionArgs<T>& args, const Rows& rows, std::int64_t layer,
+                              const T* q, std::int64_t q_stride, T* out, T* lse) {
+  constexpr std::int64_t kRowsPerTask = 8;  // neighbours are often rows of one sequence
+  const std::int64_t count = rows.size(), N = args.N, G = args.G;
+  const std::int64_t chunks = (count + kRowsPerTask - 1) / kRowsPerTask;
+  const std::int64_t keys = rows.positions.empty() ? 1 : rows.positions.back() + kBlockTokens;
+  compute_.for_rows(chunks * G, kRowsPerTask * 4 * N * args.H * keys / G, [&](std::int64_t task) {
+    const std::int64_t first = task / G * kRowsPerTask, last = std::min(count, first + kRowsPerTask);
+    kernels::AttentionRow<T> chunk[kRowsPerTask];
+    for (std::int64_t t = first; t < last; ++t) {
+      const auto row = static_cast<std::size_t>(t);
+      const std::int64_t position = rows.positions[row];
+      chunk[t - first] = {q + t * q_stride, out + t * N * args.H,       lse ? lse + t * N : nullptr,
+                          rows.tables[row], first_key(layer, position), position + 1};
+    }
+    compute_.table().attention(args, chunk, last - first, task % G);
+  });
+}
+
+template <class T>
 void DecoderRunner<T>::attention_block(const DecoderWeights<T>&, const LayerWeights<T>& layer,
                                        const Rows& rows, std::int64_t index, T* k, T* v,
                                        std::int64_t block_stride, T* x, LayerActivations<T>* keep) {
@@ -285,15 +305,8 @@ void DecoderRunner<T>::attention_block(const DecoderWeights<T>&, const LayerWeig
   });
   T* out = keep ? keep->attention.data() : attention_out_.data();
   const kernels::AttentionArgs<T> args = attention_args(k, v, block_stride);
-  const std::int64_t work = 4 * N * H * (rows.positions.empty() ? 1 : rows.positions.back() + kBlockTokens);
-  compute_.for_rows(rows_count * G, work / G, [&](std::int64_t task) {
-    const std::int64_t t = task / G, position = rows.positions[size(t)];
-    const T* q = keep ? keep->q.data() + t * N * H : qkv_.data() + t * width;
-    compute_.table().attention(args,
-                               {q, out + t * N * H, keep ? keep->lse.data() + t * N : nullptr,
-                                rows.tables[size(t)], first_key(index, position), position + 1},
-                               task % G);
-  });
+  attend(args, rows, index, keep ? keep->q.data() : qkv_.data(), keep ? N * H : width, out,
+         keep ? keep->lse.data() : nullptr);
   if (!layer.post_attention_norm.weight) {
     linear(layer.out, rows_count, out, x, true);
     return;

@@ -83,6 +83,9 @@ class DecoderRunner {
                        bool accumulate);
 
  private:
+  /// out[T, N, H] = attention of the rows of q; lse [T, N] or null.
+  void attend(const kernels::AttentionArgs<T>& args, const Rows& rows, std::int64_t layer, const T* q,
+              std::int64_t q_stride, T* out, T* lse);
   void attention_block(const DecoderWeights<T>& weights, const LayerWeights<T>& layer, const Rows& rows,
                        std::int64_t index, T* k, T* v, std::int64_t block_stride, T* x,
                        LayerActivations<T>* keep);

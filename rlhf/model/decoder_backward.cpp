@@ -107,15 +107,16 @@ void DecoderRunner<T>::attention_backward(const LayerWeights<T>& layer, const Pa
   compute_.pool().parallel_for(trees * G, 1, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t task = begin; task < end; ++task) {
       const std::int64_t g = task % G;
+      static thread_local std::vector<kernels::AttentionGradRow<T>> tree;
+      tree.clear();
       for (const std::int64_t t : packed.trees()[size(task / G)]) {
         const std::int64_t position = rows.positions[size(t)];
-        compute_.table().attention_grad(
-            args,
-            {kept.q.data() + t * N * H, kept.attention.data() + t * N * H, dattention_.data() + t * N * H,
-             kept.lse.data() + t * N, dqkv_.data() + t * width, rows.tables[size(t)],
-             first_key(index, position), position + 1},
-            dk_.data(), dv_.data(), g);
+        tree.push_back({kept.q.data() + t * N * H, kept.attention.data() + t * N * H,
+                        dattention_.data() + t * N * H, kept.lse.data() + t * N, dqkv_.data() + t * width,
+                        rows.tables[size(t)], first_key(index, position), position + 1});
       }
+      compute_.table().attention_grad(args, tree.data(), static_cast<std::int64_t>(tree.size()), dk_.data(),
+                                      dv_.data(), g);
     }
   });
   const bool rotate = config_.layer_uses_rope[size(index)] && !config_.learned_positions;

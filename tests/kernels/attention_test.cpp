@@ -128,7 +128,7 @@ TEMPLATE_TEST_CASE("attention equals the plain loop", "", float, double) {
                                                       reference.scale, softcap};
           const kernels::AttentionRow<TestType> row{q.data(),     out.data(), lse.data(), blocks.table.data(),
                                                     window.first, window.keys};
-          for (std::int64_t g = 0; g < heads.G; ++g) compute.table().attention(args, row, g);
+          for (std::int64_t g = 0; g < heads.G; ++g) compute.table().attention(args, &row, 1, g);
           INFO(compute.table().isa << ", N " << heads.N << ", G " << heads.G << ", H " << heads.H
                                    << ", keys [" << window.first << ", " << window.keys << "), softcap "
                                    << softcap);
@@ -142,7 +142,7 @@ TEMPLATE_TEST_CASE("attention equals the plain loop", "", float, double) {
           kernels::AttentionRow<TestType> second = row;
           second.out = without.data();
           second.lse = nullptr;
-          for (std::int64_t g = 0; g < heads.G; ++g) compute.table().attention(args, second, g);
+          for (std::int64_t g = 0; g < heads.G; ++g) compute.table().attention(args, &second, 1, g);
           CHECK(without == out);
         }
 }
@@ -161,14 +161,14 @@ TEMPLATE_TEST_CASE("attention gradients equal central differences and touch visi
         std::vector<TestType> out(q.size()), lse(at(N)), dq(q.size(), 55);
         const kernels::AttentionArgs<TestType> args{blocks.k.data(), blocks.v.data(), blocks.stride, N, G, H,
                                                     reference.scale, softcap};
+        const kernels::AttentionRow<TestType> row{q.data(),     out.data(), lse.data(), blocks.table.data(),
+                                                  window.first, window.keys};
+        const kernels::AttentionGradRow<TestType> grad_row{q.data(),     out.data(), dout.data(),
+                                                           lse.data(),   dq.data(),  blocks.table.data(),
+                                                           window.first, window.keys};
+        for (std::int64_t g = 0; g < G; ++g) compute.table().attention(args, &row, 1, g);
         for (std::int64_t g = 0; g < G; ++g)
-          compute.table().attention(
-              args, {q.data(), out.data(), lse.data(), blocks.table.data(), window.first, window.keys}, g);
-        for (std::int64_t g = 0; g < G; ++g)
-          compute.table().attention_grad(args,
-                                         {q.data(), out.data(), dout.data(), lse.data(), dq.data(),
-                                          blocks.table.data(), window.first, window.keys},
-                                         blocks.dk.data(), blocks.dv.data(), g);
+          compute.table().attention_grad(args, &grad_row, 1, blocks.dk.data(), blocks.dv.data(), g);
         const auto loss = [&] {
           const auto result = reference.forward(nullptr);
           double sum = 0;
@@ -194,6 +194,100 @@ TEMPLATE_TEST_CASE("attention gradients equal central differences and touch visi
         check_close(blocks.dk, dk, tolerance, tolerance);
         check_close(blocks.dv, dv, tolerance, tolerance);
       }
+}
+
+namespace {
+
+// Rows of two sequences in one call: ends of prompts, whole responses, a window. Rows of a sequence are
+// neighbours.
+template <class T>
+struct ManyRows {
+  static constexpr std::int64_t N = 6, G = 2, H = 20;
+  std::vector<AttentionReference> sequences;
+  std::vector<Blocks<T>> blocks;
+  std::vector<std::pair<std::size_t, Window>> rows;
+  std::vector<T> q, dout;
+
+  ManyRows() {
+    for (const std::int64_t keys : {70, 33}) {
+      sequences.push_back(make_reference<T>(N, G, H, keys, 0, 0));
+      blocks.emplace_back(sequences.back());
+    }
+    for (std::int64_t keys = 11; keys <= 70; ++keys) rows.push_back({0, {keys > 40 ? keys - 30 : 0, keys}});
+    for (std::int64_t keys = 1; keys <= 33; ++keys) rows.push_back({1, {0, keys}});
+    rows.push_back({0, {0, 64}});
+    q = random_values<T>(static_cast<std::int64_t>(rows.size()) * N * H, 71);
+    dout = random_values<T>(static_cast<std::int64_t>(rows.size()) * N * H, 72);
+    // One K and V array, as in a run: the second sequence's blocks behind the first's.
+    for (std::int32_t& block : blocks[1].table) block += 7;
+    for (auto member : {&Blocks<T>::k, &Blocks<T>::v, &Blocks<T>::dk, &Blocks<T>::dv})
+      (blocks[0].*member)
+          .insert((blocks[0].*member).end(), (blocks[1].*member).begin(), (blocks[1].*member).end());
+  }
+  kernels::AttentionArgs<T> args() const {
+    return {blocks[0].k.data(), blocks[0].v.data(), blocks[0].stride, N, G, H, sequences[0].scale, 0};
+  }
+  std::vector<kernels::AttentionRow<T>> forward_rows(std::vector<T>& out, std::vector<T>& lse) const {
+    std::vector<kernels::AttentionRow<T>> result;
+    for (std::size_t t = 0; t < rows.size(); ++t)
+      result.push_back({q.data() + t * at(N * H), out.data() + t * at(N * H), lse.data() + t * at(N),
+                        blocks[rows[t].first].table.data(), rows[t].second.first, rows[t].second.keys});
+    return result;
+  }
+};
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("a row's attention does not depend on the rows beside it, bit for bit", "", float,
+                   double) {
+  ThreadPool pool(1);
+  const ManyRows<TestType> many;
+  for (const auto isa : supported_isas()) {
+    const Compute<TestType> compute(pool, isa);
+    std::vector<TestType> out(many.q.size()), lse(many.rows.size() * at(many.N)), alone_out(out.size()),
+        alone_lse(lse.size());
+    const auto together = many.forward_rows(out, lse), alone = many.forward_rows(alone_out, alone_lse);
+    for (std::int64_t g = 0; g < many.G; ++g) {
+      compute.table().attention(many.args(), together.data(), static_cast<std::int64_t>(together.size()), g);
+      for (const auto& row : alone) compute.table().attention(many.args(), &row, 1, g);
+    }
+    INFO(compute.table().isa);
+    CHECK(out == alone_out);
+    CHECK(lse == alone_lse);
+  }
+}
+
+TEMPLATE_TEST_CASE("gradients of many rows are the sums of each row's", "", float, double) {
+  ThreadPool pool(1);
+  for (const auto isa : supported_isas()) {
+    ManyRows<TestType> many;
+    const Compute<TestType> compute(pool, isa);
+    std::vector<TestType> out(many.q.size()), lse(many.rows.size() * at(many.N)), dq(out.size(), 5),
+        alone_dq(out.size(), 6);
+    auto dk = many.blocks[0].dk, dv = many.blocks[0].dv, alone_dk = dk, alone_dv = dv;
+    const auto rows = many.forward_rows(out, lse);
+    std::vector<kernels::AttentionGradRow<TestType>> together, alone;
+    for (std::size_t t = 0; t < rows.size(); ++t) {
+      together.push_back({rows[t].q, rows[t].out, many.dout.data() + t * at(many.N * many.H), rows[t].lse,
+                          dq.data() + t * at(many.N * many.H), rows[t].blocks, rows[t].first_key,
+                          rows[t].num_keys});
+      alone.push_back(together.back());
+      alone.back().dq = alone_dq.data() + t * at(many.N * many.H);
+    }
+    for (std::int64_t g = 0; g < many.G; ++g) {
+      compute.table().attention(many.args(), rows.data(), static_cast<std::int64_t>(rows.size()), g);
+      compute.table().attention_grad(many.args(), together.data(), static_cast<std::int64_t>(together.size()),
+                                     dk.data(), dv.data(), g);
+      for (const auto& row : alone)
+        compute.table().attention_grad(many.args(), &row, 1, alone_dk.data(), alone_dv.data(), g);
+    }
+    INFO(compute.table().isa);
+    // Sums of some 90 terms below 10 in two orders.
+    const double tolerance = sizeof(TestType) == 4 ? 2e-5 : 1e-13;
+    check_close(dq, to_double(alone_dq), tolerance, tolerance);
+    check_close(dk, to_double(alone_dk), tolerance, tolerance);
+    check_close(dv, to_double(alone_dv), tolerance, tolerance);
+  }
 }
 
 namespace {

@@ -166,9 +166,8 @@ TEMPLATE_TEST_CASE("a row of linear does not depend on the batch, bit for bit", 
   ThreadPool pool(2);
   for (const auto isa : supported_isas()) {
     const Compute<TestType> compute(pool, isa);
-    for (const Shape shape :
-         {Shape{37, 33, 100}, Shape{37, 66, 17}, Shape{130, 130, 67}, Shape{37, 4101, 24}, Shape{37, 3, 5},
-          Shape{37, 70, 801}}) {
+    for (const Shape shape : {Shape{37, 33, 100}, Shape{37, 66, 17}, Shape{130, 130, 67}, Shape{37, 4101, 24},
+                              Shape{37, 3, 5}, Shape{37, 70, 801}}) {
       LinearCase<TestType> c(shape, 3, 1);
       compute.linear(c.args(true, false), shape.M, shape.N);
       const std::vector<TestType> all = c.y;

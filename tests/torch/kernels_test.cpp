@@ -215,18 +215,18 @@ TEST_CASE("attention over K/V blocks and its gradient agree with softmax attenti
                                                scale,           softcap};
       auto out = zeros(T * N * H), lse = zeros(T * N), dq = zeros(T * N * H);
       auto dk_blocks = zeros(num_blocks * stride), dv_blocks = dk_blocks;
+      std::vector<kernels::AttentionRow<float>> rows;
+      std::vector<kernels::AttentionGradRow<float>> grad_rows;
       for (std::int64_t t = 0; t < T; ++t) {
         const std::int64_t first = window > 0 ? std::max<std::int64_t>(0, t + 1 - window) : 0;
         const std::int64_t at = t * N * H;
-        for (std::int64_t g = 0; g < G; ++g)
-          compute.table().attention(
-              args, {q.data() + at, out.data() + at, lse.data() + t * N, table.data(), first, t + 1}, g);
-        for (std::int64_t g = 0; g < G; ++g)
-          compute.table().attention_grad(args,
-                                         {q.data() + at, out.data() + at, dout.data() + at,
-                                          lse.data() + t * N, dq.data() + at, table.data(), first, t + 1},
-                                         dk_blocks.data(), dv_blocks.data(), g);
+        rows.push_back({q.data() + at, out.data() + at, lse.data() + t * N, table.data(), first, t + 1});
+        grad_rows.push_back({q.data() + at, out.data() + at, dout.data() + at, lse.data() + t * N,
+                             dq.data() + at, table.data(), first, t + 1});
       }
+      for (std::int64_t g = 0; g < G; ++g) compute.table().attention(args, rows.data(), T, g);
+      for (std::int64_t g = 0; g < G; ++g)
+        compute.table().attention_grad(args, grad_rows.data(), T, dk_blocks.data(), dv_blocks.data(), g);
       auto dk = zeros(T * G * H), dv = dk;
       for_each_key([&](std::size_t flat, std::size_t in_k, std::size_t in_v) {
         dk[flat] = dk_blocks[in_k];

@@ -1,159 +1,123 @@
-// Attention of one query row over blocks of keys with an online softmax (Milakov & Gimelshein 2018; Dao
-// 2022). Decoding, prefill and training use this one routine on one K/V block layout, so a token's attention
-// is summed in the same order in all three. Each block of a kv head is read once for all query heads of its
-// group. Bound: reading K and V once per query row; both stay in cache for short sequences.
+// Attention of query rows over blocks of keys with an online softmax (Milakov & Gimelshein 2018; Dao 2022).
+// Decoding, prefill and training use this one routine on one K/V block layout, and a row's result does not
+// depend on the rows beside it, so a token's attention is summed in the same order in all three. Rows that
+// share a block table go through a block together, with all query heads of the group: keys and values are
+// then read from registers and L1. Bound: reading K and V for single rows, FMA throughput for many.
+#include <algorithm>
 #include <cmath>
+#include <vector>
 
-#include "rlhf/kernels/cpu/exp.h"
+#include "rlhf/kernels/cpu/attention_tile.h"
 #include "rlhf/kernels/cpu/kernels.h"
 
 namespace rlhf::kernels::RLHF_ISA {
 namespace {
 
-constexpr std::int64_t kB = kBlockTokens;
-constexpr std::int64_t kMaxGroup = 64;
-
-// Scaled, soft-capped scores of one query head against one block; -inf outside [first, last).
+// Up to kQueries (row, head) pairs of one sequence and one K/V head on their way through the blocks.
 template <class T>
-inline void block_scores(const AttentionArgs<T>& args, const T* q, const T* k, std::int64_t first,
-                         std::int64_t last, T* scores) {
-  T s[kB] = {};
-  for (std::int64_t h = 0; h < args.H; ++h) {
-    const T qh = q[h];
-    const T* row = k + h * kB;
-#pragma omp simd
-    for (std::int64_t j = 0; j < kB; ++j) s[j] += qh * row[j];
-  }
-  const T scale = static_cast<T>(args.scale), cap = static_cast<T>(args.softcap);
-  for (std::int64_t j = 0; j < kB; ++j) scores[j] = s[j] * scale;
-  if (cap > 0)
-    for (std::int64_t j = 0; j < kB; ++j) scores[j] = cap * tanh_approx(scores[j] / cap);
-  if (first > 0 || last < kB)
-    for (std::int64_t j = 0; j < kB; ++j)
-      if (j < first || j >= last) scores[j] = -INFINITY;
-}
-
-struct BlockRange {
-  std::int64_t begin, end;  // key positions inside the block
+struct Queries {
+  const T* q[kQueries];
+  T* out[kQueries];
+  std::int64_t first_key[kQueries], num_keys[kQueries];
+  T maximum[kQueries];
+  Vec<T> totals[kQueries][kKeyVecs<T>];  // sums of weights by position in the block
+  std::int64_t count = 0;
 };
 
-inline BlockRange visible(std::int64_t block, std::int64_t first_key, std::int64_t num_keys) {
-  const std::int64_t base = block * kB;
-  return {first_key > base ? first_key - base : 0, num_keys - base < kB ? num_keys - base : kB};
+// Rescales what was summed when the block holds a larger score; p: scores in, weights out.
+template <class T>
+inline void soften(const AttentionArgs<T>& args, T* p, T& maximum, Vec<T> (&totals)[kKeyVecs<T>], T* out) {
+  const T block_max = largest<T>(p);
+  if (block_max > maximum) {
+    const T correction = exp_approx(maximum - block_max);
+    maximum = block_max;
+    for (auto& total : totals) total *= correction;
+#pragma omp simd
+    for (std::int64_t h = 0; h < args.H; ++h) out[h] *= correction;
+  }
+  const T top = maximum;
+#pragma omp simd
+  for (std::int64_t j = 0; j < kB; ++j) p[j] = exp_approx(p[j] - top);
+  for (int v = 0; v < kKeyVecs<T>; ++v) totals[v] += load(p + v * kLanes<T>);
+}
+
+// out[H] += sum of p[j] v[j] over the visible keys, in their order.
+template <class T>
+inline void add_values(const T* p, const T* v, std::int64_t H, KeyRange keys, T* out) {
+  if (keys.begin == 0 && keys.end == kB) return add_weighted_rows<T>(p, v, H, out);
+  for (std::int64_t j = keys.begin; j < keys.end; ++j) {
+    const T weight = p[j];
+    const T* value = v + j * H;
+#pragma omp simd
+    for (std::int64_t h = 0; h < H; ++h) out[h] += weight * value[h];
+  }
+}
+
+template <class T, int QN>
+void attend(const AttentionArgs<T>& args, const std::int32_t* blocks, std::int64_t g, Queries<T>& queries) {
+  const std::int64_t begin = *std::min_element(queries.first_key, queries.first_key + QN) / kB;
+  const std::int64_t end = (*std::max_element(queries.num_keys, queries.num_keys + QN) + kB - 1) / kB;
+  for (std::int64_t b = begin; b < end; ++b) {
+    const std::int64_t offset = blocks[b] * args.block_stride + g * args.H * kB;
+    alignas(kVecBytes) T p[QN][kB];
+    dot_keys<T, QN>(queries.q, args.H, args.k + offset, p);
+    for (int i = 0; i < QN; ++i) {
+      const KeyRange keys = visible(b, queries.first_key[i], queries.num_keys[i]);
+      if (keys.begin >= keys.end) continue;
+      finish_scores(args, keys, p[i]);
+      soften(args, p[i], queries.maximum[i], queries.totals[i], queries.out[i]);
+      add_values(p[i], args.v + offset, args.H, keys, queries.out[i]);
+    }
+  }
+}
+
+template <class T, int QN = kQueries>
+void attend_some(const AttentionArgs<T>& args, const std::int32_t* blocks, std::int64_t g,
+                 Queries<T>& queries) {
+  if constexpr (QN > 0) {
+    if (queries.count < QN)
+      attend_some<T, QN - 1>(args, blocks, g, queries);
+    else
+      attend<T, QN>(args, blocks, g, queries);
+  }
 }
 
 }  // namespace
 
 template <class T>
-void attention(const AttentionArgs<T>& args, const AttentionRow<T>& row, std::int64_t g) {
+void attention(const AttentionArgs<T>& args, const AttentionRow<T>* rows, std::int64_t count,
+               std::int64_t g) {
   const std::int64_t H = args.H, group = args.N / args.G;
-  T maximum[kMaxGroup], total[kMaxGroup];
-  T* out = row.out + g * group * H;
-  for (std::int64_t n = 0; n < group; ++n) {
-    maximum[n] = -INFINITY;
-    total[n] = 0;
-  }
-  for (std::int64_t i = 0; i < group * H; ++i) out[i] = 0;
-  const std::int64_t num_blocks = (row.num_keys + kB - 1) / kB;
-  for (std::int64_t b = row.first_key / kB; b < num_blocks; ++b) {
-    const std::int64_t offset = row.blocks[b] * args.block_stride + g * H * kB;
-    const T* k = args.k + offset;
-    const T* v = args.v + offset;
-    const BlockRange keys = visible(b, row.first_key, row.num_keys);
-    for (std::int64_t n = 0; n < group; ++n) {
-      alignas(64) T p[kB];
-      block_scores(args, row.q + (g * group + n) * H, k, keys.begin, keys.end, p);
-      T block_max = p[0];
-      for (std::int64_t j = 1; j < kB; ++j) block_max = p[j] > block_max ? p[j] : block_max;
-      T* o = out + n * H;
-      if (block_max > maximum[n]) {
-        const T correction = exp_approx(maximum[n] - block_max);
-        maximum[n] = block_max;
-        total[n] *= correction;
-#pragma omp simd
-        for (std::int64_t h = 0; h < H; ++h) o[h] *= correction;
-      }
-      T sum = 0;
-#pragma omp simd
-      for (std::int64_t j = 0; j < kB; ++j) p[j] = exp_approx(p[j] - maximum[n]);
-      for (std::int64_t j = keys.begin; j < keys.end; ++j) sum += p[j];
-      total[n] += sum;
-      for (std::int64_t j = keys.begin; j < keys.end; ++j) {
-        const T weight = p[j];
-        const T* value = v + j * H;
-#pragma omp simd
-        for (std::int64_t h = 0; h < H; ++h) o[h] += weight * value[h];
-      }
+  Queries<T> queries;
+  const AttentionRow<T>* of[kQueries];
+  std::int64_t heads[kQueries];
+  for (std::int64_t query = 0; query < count * group; ++query) {
+    const AttentionRow<T>& row = rows[query / group];
+    const std::int64_t n = g * group + query % group, i = queries.count++;
+    of[i] = &row;
+    heads[i] = n;
+    queries.q[i] = row.q + n * H;
+    queries.out[i] = row.out + n * H;
+    queries.first_key[i] = row.first_key;
+    queries.num_keys[i] = row.num_keys;
+    queries.maximum[i] = -INFINITY;
+    for (auto& total : queries.totals[i]) total = Vec<T>{};
+    std::fill_n(queries.out[i], H, T(0));
+    const bool last = query + 1 == count * group;
+    if (!last && queries.count < kQueries && rows[(query + 1) / group].blocks == row.blocks) continue;
+    attend_some<T>(args, row.blocks, g, queries);
+    for (std::int64_t j = 0; j < queries.count; ++j) {
+      const T total = sum_of_lanes<T>(queries.totals[j]), inverse = 1 / total;
+      for (std::int64_t h = 0; h < H; ++h) queries.out[j][h] *= inverse;
+      if (of[j]->lse) of[j]->lse[heads[j]] = queries.maximum[j] + std::log(total);
     }
-  }
-  for (std::int64_t n = 0; n < group; ++n) {
-    const T inverse = 1 / total[n];
-    for (std::int64_t h = 0; h < H; ++h) out[n * H + h] *= inverse;
-    if (row.lse) row.lse[g * group + n] = maximum[n] + std::log(total[n]);
+    queries.count = 0;
   }
 }
 
-template <class T>
-void attention_grad(const AttentionArgs<T>& args, const AttentionGradRow<T>& row, T* dk_all, T* dv_all,
-                    std::int64_t g) {
-  const std::int64_t H = args.H, group = args.N / args.G;
-  const T scale = static_cast<T>(args.scale), cap = static_cast<T>(args.softcap);
-  const std::int64_t num_blocks = (row.num_keys + kB - 1) / kB;
-  for (std::int64_t n = g * group; n < (g + 1) * group; ++n) {
-    const T* q = row.q + n * H;
-    const T* dout = row.dout + n * H;
-    T* dq = row.dq + n * H;
-    T delta = 0;
-#pragma omp simd reduction(+ : delta)
-    for (std::int64_t h = 0; h < H; ++h) delta += dout[h] * row.out[n * H + h];
-    for (std::int64_t h = 0; h < H; ++h) dq[h] = 0;
-    for (std::int64_t b = row.first_key / kB; b < num_blocks; ++b) {
-      const std::int64_t offset = row.blocks[b] * args.block_stride + g * H * kB;
-      const T* k = args.k + offset;
-      const T* v = args.v + offset;
-      T* dk = dk_all + offset;
-      T* dv = dv_all + offset;
-      const BlockRange keys = visible(b, row.first_key, row.num_keys);
-      alignas(64) T s[kB], p[kB], ds[kB];
-      block_scores(args, q, k, keys.begin, keys.end, s);
-#pragma omp simd
-      for (std::int64_t j = 0; j < kB; ++j) p[j] = exp_approx(s[j] - row.lse[n]);
-      for (std::int64_t j = 0; j < kB; ++j) ds[j] = 0;
-      for (std::int64_t j = keys.begin; j < keys.end; ++j) {
-        const T* value = v + j * H;
-        T* dvalue = dv + j * H;
-        T dot = 0;
-        const T weight = p[j];
-#pragma omp simd reduction(+ : dot)
-        for (std::int64_t h = 0; h < H; ++h) {
-          dot += dout[h] * value[h];
-          dvalue[h] += weight * dout[h];
-        }
-        T slope = weight * (dot - delta) * scale;
-        if (cap > 0) slope *= 1 - (s[j] / cap) * (s[j] / cap);
-        ds[j] = slope;
-      }
-      for (std::int64_t h = 0; h < H; ++h) {
-        const T* krow = k + h * kB;
-        T* dkrow = dk + h * kB;
-        const T qh = q[h];
-        T sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (std::int64_t j = 0; j < kB; ++j) {
-          sum += ds[j] * krow[j];
-          dkrow[j] += ds[j] * qh;
-        }
-        dq[h] += sum;
-      }
-    }
-  }
-}
-
-template void attention<float>(const AttentionArgs<float>&, const AttentionRow<float>&, std::int64_t);
-template void attention<double>(const AttentionArgs<double>&, const AttentionRow<double>&, std::int64_t);
-template void attention_grad<float>(const AttentionArgs<float>&, const AttentionGradRow<float>&, float*,
-                                    float*, std::int64_t);
-template void attention_grad<double>(const AttentionArgs<double>&, const AttentionGradRow<double>&, double*,
-                                     double*, std::int64_t);
+template void attention<float>(const AttentionArgs<float>&, const AttentionRow<float>*, std::int64_t,
+                               std::int64_t);
+template void attention<double>(const AttentionArgs<double>&, const AttentionRow<double>*, std::int64_t,
+                                std::int64_t);
 
 }  // namespace rlhf::kernels::RLHF_ISA

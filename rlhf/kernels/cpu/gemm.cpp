@@ -1,5 +1,5 @@
-// C (+)= A B over a packed panel of B: the two matrix products of the backward pass (dX = dY W and dW = dY^T X). Each element of C is
-// summed over k in order, so results do not depend on threads.
+// C (+)= A B over a packed panel of B: the two matrix products of the backward pass (dX = dY W and dW = dY^T
+// X). Each element of C is summed over k in order, so results do not depend on threads.
 #include "rlhf/kernels/cpu/kernels.h"
 #include "rlhf/kernels/cpu/tile.h"
 
@@ -31,8 +31,8 @@ void gemm_panel(const GemmArgs<T>& args, std::int64_t i0, std::int64_t i1, std::
   for (std::int64_t k = 0; k < args.K; k += kBlockK) {
     const std::int64_t count = std::min(kBlockK, args.K - k);
     pack(args.b + k * args.ldb + j0, args.ldb, count, columns, packed);
-    tiles<T>({args.a + k * args.a_col_stride, args.a_row_stride, args.a_col_stride, packed, count, args.c + j0, args.ldc, columns,
-              nullptr, args.accumulate || k > 0},
+    tiles<T>({args.a + k * args.a_col_stride, args.a_row_stride, args.a_col_stride, packed, count,
+              args.c + j0, args.ldc, columns, nullptr, args.accumulate || k > 0},
              i0, i1);
   }
 }

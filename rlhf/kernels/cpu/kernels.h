@@ -20,10 +20,10 @@ void norm_grad_weight(const NormGradArgs<T>& args, std::int64_t d0, std::int64_t
 template <class T>
 void rope(const RopeArgs<T>& args, std::int64_t t0, std::int64_t t1);
 template <class T>
-void attention(const AttentionArgs<T>& args, const AttentionRow<T>& row, std::int64_t g);
+void attention(const AttentionArgs<T>& args, const AttentionRow<T>* rows, std::int64_t count, std::int64_t g);
 template <class T>
-void attention_grad(const AttentionArgs<T>& args, const AttentionGradRow<T>& row, T* dk, T* dv,
-                    std::int64_t g);
+void attention_grad(const AttentionArgs<T>& args, const AttentionGradRow<T>* rows, std::int64_t count, T* dk,
+                    T* dv, std::int64_t g);
 template <class T>
 void activation(const ActivationArgs<T>& args, std::int64_t t0, std::int64_t t1);
 template <class T>

@@ -1,7 +1,8 @@
-// y = x W^T with W row-major as it is stored, so decoding reads the training weights directly: squares of W are transposed on the way.
-// Each output is a sum over k in order (over blocks of k, block by block), whatever M is: results do not depend on the batch. Many
-// rows share a packed panel; few rows use a transposed square at once, while it is in registers. Bound: memory (W once) for M < ~4,
-// then FMA throughput and, until the transposition is shared by many rows, shuffles (one for 4 weights).
+// y = x W^T with W row-major as it is stored, so decoding reads the training weights directly: squares of W
+// are transposed on the way. Each output is a sum over k in order (over blocks of k, block by block),
+// whatever M is: results do not depend on the batch. Many rows share a packed panel; few rows use a
+// transposed square at once, while it is in registers. Bound: memory (W once) for M < ~4, then FMA throughput
+// and, until the transposition is shared by many rows, shuffles (one for 4 weights).
 #include "rlhf/kernels/cpu/kernels.h"
 #include "rlhf/kernels/cpu/tile.h"
 #include "rlhf/kernels/cpu/transpose.h"
@@ -50,7 +51,8 @@ void pack(const T* w, std::int64_t ldw, std::int64_t count, std::int64_t columns
 }
 
 template <class T>
-void many_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t columns, T* packed) {
+void many_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0,
+               std::int64_t columns, T* packed) {
   for (std::int64_t k = 0; k < args.K; k += kBlockK) {
     const std::int64_t count = std::min(kBlockK, args.K - k);
     pack(args.w + n0 * args.K + k, args.K, count, columns, packed);
@@ -62,8 +64,8 @@ void many_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std:
 
 // Adds the block [k0, k1) of MR rows of x times one vector of columns to `sums`.
 template <class T, int MR>
-inline void add_block(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t k0, std::int64_t k1,
-                      std::int64_t columns, Vec<T> (&sums)[MR]) {
+inline void add_block(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw, std::int64_t k0,
+                      std::int64_t k1, std::int64_t columns, Vec<T> (&sums)[MR]) {
   constexpr int L = kLanes<T>;
   std::int64_t k = k0;
   if (columns == L)
@@ -80,7 +82,8 @@ inline void add_block(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw
 }
 
 template <class T>
-inline void put(const LinearArgs<T>& args, std::int64_t m, std::int64_t n, std::int64_t columns, bool first, Vec<T> sums) {
+inline void put(const LinearArgs<T>& args, std::int64_t m, std::int64_t n, std::int64_t columns, bool first,
+                Vec<T> sums) {
   alignas(kVecBytes) T row[kLanes<T>];
   store(row, sums);
   T* y = args.y + m * args.ldy + n;
@@ -97,14 +100,16 @@ void few_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0, std::
     const std::int64_t columns = std::min<std::int64_t>(L, n1 - n);
     for (std::int64_t k = 0; k < args.K; k += kBlockK) {
       Vec<T> sums[MR] = {};
-      add_block<T, MR>(args.x + m0 * args.ldx, args.ldx, args.w + n * args.K, args.K, k, std::min(args.K, k + kBlockK), columns, sums);
+      add_block<T, MR>(args.x + m0 * args.ldx, args.ldx, args.w + n * args.K, args.K, k,
+                       std::min(args.K, k + kBlockK), columns, sums);
       for (int m = 0; m < MR; ++m) put<T>(args, m0 + m, n, columns, k == 0, sums[m]);
     }
   }
 }
 
 template <class T, int MR = kFewRows>
-void few_rows_of(std::int64_t rows, const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0, std::int64_t n1) {
+void few_rows_of(std::int64_t rows, const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0,
+                 std::int64_t n1) {
   if constexpr (MR > 0) {
     if (rows < MR)
       few_rows_of<T, MR - 1>(rows, args, m0, n0, n1);
@@ -116,13 +121,16 @@ void few_rows_of(std::int64_t rows, const LinearArgs<T>& args, std::int64_t m0, 
 }  // namespace
 
 template <class T>
-void linear(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1, T* packed) {
+void linear(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1,
+            T* packed) {
   if (m1 - m0 <= kFewRows) return few_rows_of<T>(m1 - m0, args, m0, n0, n1);
   for (std::int64_t n = n0; n < n1; n += kPanelColumns<T>)
     many_rows(args, m0, m1, n, std::min<std::int64_t>(kPanelColumns<T>, n1 - n), packed);
 }
 
-template void linear<float>(const LinearArgs<float>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t, float*);
-template void linear<double>(const LinearArgs<double>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t, double*);
+template void linear<float>(const LinearArgs<float>&, std::int64_t, std::int64_t, std::int64_t, std::int64_t,
+                            float*);
+template void linear<double>(const LinearArgs<double>&, std::int64_t, std::int64_t, std::int64_t,
+                             std::int64_t, double*);
 
 }  // namespace rlhf::kernels::RLHF_ISA

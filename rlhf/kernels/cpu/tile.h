@@ -1,6 +1,7 @@
 #pragma once
-// The inner product of all matrix products: a tile of C in registers, summed over a block of k in order, from rows of A and a packed
-// panel of B. Per k a 6 x 4-vector tile needs 4 vector loads and 6 broadcasts for 24 FMAs, so FMA throughput is the bound.
+// The inner product of all matrix products: a tile of C in registers, summed over a block of k in order, from
+// rows of A and a packed panel of B. Per k a 6 x 4-vector tile needs 4 vector loads and 6 broadcasts for 24
+// FMAs, so FMA throughput is the bound.
 
 #include <algorithm>
 
@@ -9,7 +10,8 @@
 namespace rlhf::kernels::RLHF_ISA {
 
 inline constexpr int kTileRows = 6;
-/// A sum over more than this many k is a sum of block sums. A packed block of 384 x 64 floats takes 96 KiB: a tenth of a 1 MiB L2.
+/// A sum over more than this many k is a sum of block sums. A packed block of 384 x 64 floats takes 96 KiB: a
+/// tenth of a 1 MiB L2.
 inline constexpr std::int64_t kBlockK = 384;
 
 template <class T>
