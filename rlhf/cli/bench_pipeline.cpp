@@ -3,6 +3,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
 #include "rlhf/cli/bench.h"
 #include "rlhf/cli/verbs.h"
@@ -16,13 +17,18 @@ namespace {
 
 struct Arguments {
   std::string work, mode;
-  std::int64_t response_tokens = 0, batch = 32, ppo_epochs = 4, mini_batches = 0;
+  std::int64_t response_tokens = 0, batch = 32, ppo_epochs = 4, mini_batches = 0, group_size = 0;
   std::int64_t iterations = 3, warmup = 1;
   std::int64_t micro_batch_tokens = PpoStageOptions().max_tokens_per_micro_batch;
   int threads = 0;
 
   std::int64_t all_iterations() const { return warmup + iterations; }
   bool natural() const { return mode == "natural"; }
+  bool groups() const { return group_size > 0; }
+  /// Whose prompt a rollout slot answers.
+  std::uint64_t prompt_slot(std::uint64_t slot) const {
+    return groups() ? slot / static_cast<std::uint64_t>(group_size) : slot;
+  }
   std::int64_t length(const WorkPackage& package, std::uint64_t slot) const {
     return package.response_tokens(slot, natural() ? WorkPackage::Mode::kNatural : WorkPackage::Mode::kFixed,
                                    response_tokens);
@@ -44,15 +50,27 @@ class IterationMetrics : public RunObserver {
   std::vector<Metrics> iterations;
 };
 
+// What GRPO is given for a reward: it must be cheap, and differ within groups.
+class DistinctLetters : public RewardTerm {
+ public:
+  std::string_view name() const override { return "distinct_letters"; }
+  double score(const ScoredSample& scored) const override {
+    const std::set<char> letters(scored.text.begin(), scored.text.end());
+    return static_cast<double>(letters.size()) / (1 + static_cast<double>(scored.text.size()));
+  }
+};
+
 PpoStageOptions stage_options(const Arguments& arguments) {
   PpoStageOptions options;
-  options.algorithm = ppo::make_preset("trl-ppo");
-  options.algorithm.prompts_per_step = static_cast<std::size_t>(arguments.batch);
+  options.algorithm = ppo::make_preset(arguments.groups() ? "trl-grpo" : "trl-ppo");
+  const std::int64_t group = std::max<std::int64_t>(1, arguments.group_size);
+  options.algorithm.prompts_per_step = static_cast<std::size_t>(arguments.batch / group);
+  options.algorithm.samples_per_prompt = static_cast<std::size_t>(group);
   options.algorithm.epochs = static_cast<std::size_t>(arguments.ppo_epochs);
   options.algorithm.mini_batches = static_cast<std::size_t>(arguments.mini_batches);
   options.iterations = arguments.all_iterations();
   options.max_tokens_per_micro_batch = arguments.micro_batch_tokens;
-  options.reward_model_weight = 1;
+  options.reward_model_weight = arguments.groups() ? 0 : 1;
   options.critic_init = CriticInit::kReward;
   options.prompt_order = ItemOrder::kGiven;
   options.samples_to_log = 0;
@@ -75,7 +93,7 @@ std::int64_t tokens_of(const WorkPackage& work, const Arguments& arguments, std:
   for (std::int64_t i = 0; i < arguments.batch; ++i) {
     const auto slot = static_cast<std::uint64_t>(iteration * arguments.batch + i);
     tokens += arguments.length(work, slot);
-    if (with_prompts) tokens += static_cast<std::int64_t>(work.prompt(slot).tokens.size());
+    if (with_prompts) tokens += static_cast<std::int64_t>(work.prompt(arguments.prompt_slot(slot)).tokens.size());
   }
   return tokens;
 }
@@ -104,11 +122,13 @@ void print(const WorkPackage& work, const Arguments& arguments, const IterationM
   }
   nlohmann::ordered_json out = {
       {"bench", "pipeline"},
+      {"algorithm", arguments.groups() ? "trl-grpo" : "trl-ppo"},
       {"work", work.folder.string()},
       {"variant", work.variant},
       {"mode", arguments.mode},
       {"response_tokens", arguments.response_tokens},
       {"batch", arguments.batch},
+      {"group_size", std::max<std::int64_t>(1, arguments.group_size)},
       {"ppo_epochs", arguments.ppo_epochs},
       {"mini_batches", arguments.mini_batches},
       {"micro_batch_tokens", arguments.micro_batch_tokens},
@@ -129,7 +149,10 @@ void print(const WorkPackage& work, const Arguments& arguments, const IterationM
 }
 
 void bench_pipeline(Arguments arguments) {
-  if (arguments.mini_batches == 0) arguments.mini_batches = std::min<std::int64_t>(4, arguments.batch);
+  if (arguments.mini_batches == 0)
+    arguments.mini_batches = arguments.groups() ? 1 : std::min<std::int64_t>(4, arguments.batch);
+  RLHF_CHECK(!arguments.groups() || arguments.batch % arguments.group_size == 0, "--batch ", arguments.batch,
+             " is no multiple of --group-size ", arguments.group_size);
   RLHF_CHECK(arguments.mini_batches <= arguments.batch, "--mini-batches ", arguments.mini_batches,
              " exceeds --batch ", arguments.batch, ": every optimizer step needs a response");
   RLHF_CHECK(!arguments.natural() || arguments.response_tokens >= 2, "--response-tokens ",
@@ -137,9 +160,13 @@ void bench_pipeline(Arguments arguments) {
   const WorkPackage work = load_work_package(arguments.work);
   LanguageModel policy = LanguageModel::load(work.folder / "policy", {});
   check_fits(work, policy.config(), arguments.response_tokens);
-  const LanguageModel reward = load_scalar_model(work, "reward", policy.config());
-  std::optional<LanguageModel> value = load_scalar_model(work, "value", policy.config());
-  const Parameters<float> reference = policy.parameters().frozen_copy();
+  std::optional<LanguageModel> reward, value;
+  std::optional<Parameters<float>> reference;
+  if (!arguments.groups()) {
+    reward = load_scalar_model(work, "reward", policy.config());
+    value = load_scalar_model(work, "value", policy.config());
+    reference = policy.parameters().frozen_copy();
+  }
 
   ThreadPool pool(arguments.threads);
   StageContext context(Compute<float>(pool, kernels::detect_cpu_isa()));
@@ -148,6 +175,7 @@ void bench_pipeline(Arguments arguments) {
   context.stop = &stop_flag();
   TaskData data;
   data.train_prompts = work.prompts;
+  if (arguments.groups()) data.rules.add(std::make_unique<DistinctLetters>(), {});
   RolloutOptions rollout;
   rollout.max_new_tokens = arguments.response_tokens;
   rollout.max_sequences = arguments.batch;
@@ -160,7 +188,9 @@ void bench_pipeline(Arguments arguments) {
     stop.min_new_tokens = stop.max_new_tokens;
     if (arguments.natural()) stop.forced_last = work.eos;
   };
-  PpoTrainer trainer(policy, {&reference, &reward.parameters(), &value->parameters()}, setting);
+  FrozenModels frozen;
+  if (!arguments.groups()) frozen = {&*reference, &reward->parameters(), &value->parameters()};
+  PpoTrainer trainer(policy, frozen, setting);
   value.reset();  // the critic is a copy
   trainer.run();
   check_work_done(work, arguments, measured);
@@ -171,7 +201,7 @@ void bench_pipeline(Arguments arguments) {
 
 void add_bench_pipeline(CLI::App& bench) {
   auto* verb = bench.add_subcommand(
-      "pipeline", "Whole PPO iterations of the preset trl-ppo on a work package (see benchmarks/README.md)");
+      "pipeline", "Whole iterations of the preset trl-ppo or trl-grpo on a work package (see benchmarks/README.md)");
   auto a = std::make_shared<Arguments>();
   const auto at_least = [](std::int64_t low) { return CLI::Range(low, std::int64_t{1} << 20); };
   verb->add_option("--work", a->work, "Folder of the work package")->required();
@@ -182,9 +212,11 @@ void add_bench_pipeline(CLI::App& bench) {
       ->required()
       ->check(at_least(1));
   verb->add_option("--batch", a->batch, "Rollouts of an iteration")->check(CLI::Range(1, 4096));
+  verb->add_option("--group-size", a->group_size, "Responses to a prompt: GRPO in place of PPO; 0 = PPO")
+      ->check(CLI::Range(0, 4096));
   verb->add_option("--ppo-epochs", a->ppo_epochs, "Passes over a rollout batch")->check(at_least(1));
   verb->add_option("--mini-batches", a->mini_batches,
-                   "Optimizer steps of a pass; 0 = 4, or one a response in smaller batches")
+                   "Optimizer steps of a pass; 0 = 4, or one a response in smaller batches, or 1 for GRPO")
       ->check(at_least(0));
   verb->add_option("--iterations", a->iterations, "Measured iterations")->check(at_least(1));
   verb->add_option("--warmup", a->warmup, "Iterations before them; they use up rollout slots")

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <iostream>
 #include <span>
 
 #include "rlhf/cli/generation_fields.h"
@@ -14,7 +15,8 @@ namespace {
 
 struct Arguments {
   std::string model, input, output = "-";
-  std::int64_t max_sequences = 32, max_tokens_per_step = 512, cache_blocks = 0;
+  std::int64_t max_sequences = 32, max_tokens_per_step = 512, cache_blocks = 0, draft_rows = 12;
+  bool statistics = false;
   int threads = 0;
   double min_p = -1;
   bool ignore_eos = false;
@@ -76,6 +78,7 @@ RolloutEngineOptions engine_options(const Arguments& arguments, const LanguageMo
   RolloutEngineOptions options;
   options.max_sequences = std::min(arguments.max_sequences, samples);
   options.max_tokens_per_step = arguments.max_tokens_per_step;
+  options.max_draft_rows = arguments.draft_rows;
   options.num_blocks = arguments.cache_blocks > 0
                            ? arguments.cache_blocks
                            : RolloutEngine::blocks_for(options.max_sequences + 1, longest);
@@ -107,6 +110,18 @@ nlohmann::json line_of(const LanguageModel& model, const OutputOptions& output,
   return line;
 }
 
+nlohmann::ordered_json line_of(const GenerationStatistics& statistics) {
+  return {{"seconds", statistics.seconds},
+          {"steps", statistics.steps},
+          {"tokens", statistics.decode_tokens},
+          {"tokens_per_s", static_cast<double>(statistics.decode_tokens) / statistics.seconds},
+          {"prefill_tokens", statistics.prefill_tokens},
+          {"cached_prefix_tokens", statistics.cached_prefix_tokens},
+          {"draft_tokens", statistics.draft_tokens},
+          {"accepted_drafts", statistics.accepted_drafts},
+          {"preemptions", statistics.preemptions}};
+}
+
 void generate(const Arguments& arguments) {
   LoadedModel loaded(arguments.model, arguments.threads);
   const LanguageModel& model = loaded.model;
@@ -122,6 +137,7 @@ void generate(const Arguments& arguments) {
     rest = rest.subspan(request.num_samples);
   }
   writer.close();
+  if (arguments.statistics) std::cerr << line_of(engine.statistics()).dump() << "\n";
 }
 
 }  // namespace
@@ -178,6 +194,11 @@ void add_generate(CLI::App& app) {
       ->check(CLI::Range(1, 4096));
   verb->add_option("--max-tokens-per-step", a->max_tokens_per_step, "Decode tokens and prefill of one step")
       ->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--draft-rows", a->draft_rows,
+                   "Where so few samples decode, guess coming tokens up to so many rows a step; responses are the "
+                   "same; 0 = off")
+      ->check(CLI::Range(0, 4096));
+  verb->add_flag("--statistics", a->statistics, "One JSON object about speed on standard error");
   verb->add_option("--cache-blocks", a->cache_blocks,
                    "K/V blocks of 16 tokens; 0 = enough for all that decode at once")
       ->check(CLI::Range(0, 1 << 30));

@@ -26,6 +26,7 @@ std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const Rol
   RolloutEngineOptions options;
   options.max_sequences = rollout.max_sequences;
   options.max_tokens_per_step = rollout.max_tokens_per_step;
+  options.max_draft_rows = rollout.draft_rows;
   options.trunk_layers = trunk_layers;
   options.num_blocks = RolloutEngine::blocks_for(rollout.max_sequences + 1,
                                                  static_cast<std::int64_t>(longest) + rollout.max_new_tokens);

@@ -18,6 +18,7 @@ struct RolloutOptions {
   std::vector<std::string> stop_strings;
   std::int64_t max_sequences = 32;         ///< samples that decode at once
   std::int64_t max_tokens_per_step = 512;  ///< decode tokens and prefill chunk of one engine step
+  std::int64_t draft_rows = 0;             ///< see RolloutEngineOptions::max_draft_rows
 
   template <class V>
   void visit_fields(V& v) {
@@ -27,6 +28,10 @@ struct RolloutOptions {
     v.field("max_sequences", max_sequences, "Samples that decode at once", {1, 4096});
     v.field("max_tokens_per_step", max_tokens_per_step, "Decode tokens and prefill chunk of one engine step",
             {1, 1 << 20});
+    v.field("draft_rows", draft_rows,
+            "Where so few samples decode, guess coming tokens up to so many rows a step. Samples stay the same, but a "
+            "resumed run may finish them in another order and differ in the last bits; 0 = off",
+            {0, 4096});
   }
 };
 

@@ -23,14 +23,23 @@ void PpoRollout::submit(std::size_t slot, std::int64_t round) {
   slots_[slot] = {&setting_.data.train_prompts[items[slot]], round, 0};
   GenerationRequest request =
       make_request(*slots_[slot].prompt, setting_.rollout, models_.policy, setting_.data);
-  request.num_samples = static_cast<std::uint32_t>(algorithm_.samples_per_prompt);
   request.seed = setting_.context.seed + static_cast<std::uint64_t>(iteration_) + 1;
   // A prompt may occur twice in a batch: the slot keeps their draws apart.
   request.prompt_id = slot + static_cast<std::uint64_t>(round) * slots_.size();
   request.tag = static_cast<std::uint64_t>(iteration_);
-  if (setting_.adjust_request)
-    setting_.adjust_request(request, static_cast<std::uint64_t>(iteration_) * slots_.size() + slot);
+  if (setting_.adjust_request) return submit_one_by_one(request, slot);
+  request.num_samples = static_cast<std::uint32_t>(algorithm_.samples_per_prompt);
   models_.engine->submit(std::move(request));
+}
+
+void PpoRollout::submit_one_by_one(const GenerationRequest& request, std::size_t slot) {
+  const std::uint64_t first = (static_cast<std::uint64_t>(iteration_) * slots_.size() + slot) * algorithm_.samples_per_prompt;
+  for (std::uint32_t k = 0; k < algorithm_.samples_per_prompt; ++k) {
+    GenerationRequest one = request;
+    one.first_sample_index = k;
+    setting_.adjust_request(one, first + k);
+    models_.engine->submit(std::move(one));
+  }
 }
 
 std::vector<std::size_t> PpoRollout::accept(Sample sample) {

@@ -36,6 +36,7 @@ class PpoRollout {
   };
 
   void submit(std::size_t slot, std::int64_t round);
+  void submit_one_by_one(const GenerationRequest& request, std::size_t slot);
   void keep_trunk(PpoResponse& response);
   PpoResponse make_response(Sample sample, std::size_t slot) const;
   bool sample_again(std::size_t slot);

@@ -77,6 +77,7 @@ struct GenerationStatistics {
   std::int64_t steps = 0, prefill_tokens = 0, decode_tokens = 0;
   std::int64_t cached_prefix_tokens = 0;  ///< found in the cache instead of being prefilled
   std::int64_t preemptions = 0, recomputed_tokens = 0;
+  std::int64_t draft_tokens = 0, accepted_drafts = 0;  ///< guessed and computed; of these, right
   double seconds = 0;
   double decode_only_seconds = 0;  ///< steps without prefill
   std::int64_t decode_only_tokens = 0;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <utility>
 
 #include "rlhf/core/error.h"
 #include "rollout/engine/check_request.h"
@@ -87,6 +88,7 @@ RequestId RolloutEngine::submit(GenerationRequest spec) {
   const auto room = config_.max_positions - static_cast<std::int64_t>(spec.prompt.size());
   spec.stop.max_new_tokens = std::min(spec.stop.max_new_tokens, room);
   ScheduledRequest scheduled;
+  const std::vector<TokenId> prompt = options_.max_draft_rows > 0 ? spec.prompt : std::vector<TokenId>();
   scheduled.prompt = std::move(spec.prompt);
   scheduled.num_samples = spec.num_samples;
   scheduled.max_new_tokens = spec.stop.max_new_tokens;
@@ -101,6 +103,7 @@ RequestId RolloutEngine::submit(GenerationRequest spec) {
   }
   auto request = std::make_unique<Request>();
   request->unfinished = spec.num_samples;
+  if (options_.max_draft_rows > 0) lookahead_.add(prompt, 0);
   if (!spec.constraint.choices.empty()) request->choices.emplace(spec.constraint.choices);
   request->spec = std::move(spec);
   requests_.emplace(id, std::move(request));
@@ -192,7 +195,12 @@ void RolloutEngine::give_memory_back() {
 bool RolloutEngine::step(const DecoderWeights<float>& weights, WeightVersion version) {
   if (paused_) return false;
   const double begin = options_.clock();
-  const StepPlan& plan = scheduler_.plan(begin, static_cast<std::int64_t>(finished_.size()));
+  guesses_.clear();
+  draft_rows_ = 0;
+  DraftProposer proposer;
+  if (options_.max_draft_rows > 0)
+    proposer = [this](Sequence& sequence, std::int64_t most) { propose(sequence, most, scheduler_.num_running()); };
+  const StepPlan& plan = scheduler_.plan(begin, static_cast<std::int64_t>(finished_.size()), proposer);
   for (const DroppedSample& sample : plan.expired) hand_out(sample, FinishReason::kDeadline);
   give_memory_back();
   if (plan.chunks.empty()) {
@@ -210,17 +218,36 @@ bool RolloutEngine::step(const DecoderWeights<float>& weights, WeightVersion ver
   run_layers(plan, weights);
   sample_rows(weights);
   ++statistics_.steps;
-  const auto sampled = static_cast<std::int64_t>(sampled_rows_.size());
+  const auto drawn = static_cast<std::int64_t>(sampled_rows_.size());
+  const std::int64_t taken = accept_rows(weights, version);
   const double seconds = options_.clock() - begin;
-  statistics_.decode_tokens += sampled;
-  statistics_.prefill_tokens += rows_.size() - sampled;
+  statistics_.decode_tokens += taken;
+  statistics_.prefill_tokens += rows_.size() - drawn;
+  statistics_.draft_tokens += draft_rows_;
   statistics_.seconds += seconds;
-  if (rows_.size() == sampled) {
+  if (rows_.size() == drawn) {
     statistics_.decode_only_seconds += seconds;
-    statistics_.decode_only_tokens += sampled;
+    statistics_.decode_only_tokens += taken;
   }
-  accept_rows(weights, version);
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   return true;
+}
+
+// As many guesses as promise more than they cost, while there are rows.
+void RolloutEngine::propose(Sequence& sequence, std::int64_t most, std::int64_t num_decoding) {
+  most = std::min(most, options_.max_draft_rows - num_decoding - draft_rows_);
+  if (most <= 0 || requests_.at(sequence.request)->choices) return;
+  std::vector<Lookahead::Guess>& guesses = guesses_[sequence.id];
+  lookahead_.guess(sequence.tokens, size(most), guesses);
+  // A step brings num_decoding tokens; a row must bring its share of them.
+  const double least = options_.draft_row_cost * static_cast<double>(num_decoding);
+  double chance = 1;
+  for (const Lookahead::Guess& guess : guesses) {
+    chance *= guess.chance;
+    if (chance < least) break;
+    sequence.drafts.push_back(guess.token);
+  }
+  draft_rows_ += static_cast<std::int64_t>(sequence.drafts.size());
 }
 
 void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>& weights) {
@@ -228,14 +255,23 @@ void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>
   rows_.positions.clear();
   rows_.tables.clear();
   sampled_rows_.clear();
+  draft_rows_ = 0;
   for (const StepPlan::Chunk& chunk : plan.chunks) {
     for (std::int64_t t = chunk.begin; t < chunk.end; ++t) {
       rows_.tokens.push_back(chunk.sequence->tokens[size(t)]);
       rows_.positions.push_back(static_cast<std::int32_t>(t));
       rows_.tables.push_back(chunk.sequence->table.data());
     }
-    if (chunk.samples())
-      sampled_rows_.push_back({chunk.sequence, &response_of(*chunk.sequence), rows_.size() - 1});
+    if (!chunk.samples()) continue;
+    Response& response = response_of(*chunk.sequence);
+    sampled_rows_.push_back({chunk.sequence, &response, rows_.size() - 1, 0});
+    draft_rows_ += static_cast<std::int64_t>(chunk.sequence->drafts.size());
+    for (std::size_t j = 0; j < chunk.sequence->drafts.size(); ++j) {
+      rows_.tokens.push_back(chunk.sequence->drafts[j]);
+      rows_.positions.push_back(static_cast<std::int32_t>(chunk.end + static_cast<std::int64_t>(j)));
+      rows_.tables.push_back(chunk.sequence->table.data());
+      sampled_rows_.push_back({chunk.sequence, &response, rows_.size() - 1, j + 1});
+    }
   }
   x_.reserve_discard(size(rows_.size() * config_.hidden_size));
   runner_.embed(weights, rows_, x_.data());
@@ -269,44 +305,73 @@ void RolloutEngine::draw_rows(const DecoderWeights<float>& weights, std::int64_t
     const SampledRow& sampled = sampled_rows_[size(begin + i)];
     const Response& response = *sampled.response;
     const Request& request = *response.request;
-    DrawContext context{
-        request.spec, response.sample.sample_index, sampled.sequence->tokens, response.sample.tokens, nullptr,
-        response.node};
+    std::vector<TokenId> with_drafts;
+    std::span<const TokenId> tokens = sampled.sequence->tokens;
+    if (sampled.num_drafts > 0) {
+      with_drafts.assign(tokens.begin(), tokens.end());
+      const auto& drafts = sampled.sequence->drafts;
+      with_drafts.insert(with_drafts.end(), drafts.begin(), drafts.begin() + static_cast<std::ptrdiff_t>(sampled.num_drafts));
+      tokens = with_drafts;
+    }
+    DrawContext context{request.spec, response.sample.sample_index,
+                        tokens,       tokens.subspan(size(sampled.sequence->prompt_tokens)),
+                        nullptr,      response.node};
     if (request.choices) context.choices = &*request.choices;
     drawn_[size(begin + i)] = draw_token(kernels, context, {row, size(V)});
   });
 }
 
 // Every row takes its token before the first error is thrown, so that a bad request costs no other one
-// anything.
-void RolloutEngine::accept_rows(const DecoderWeights<float>& weights, WeightVersion version) {
-  std::exception_ptr first_error;
+// anything. Rows behind a wrong guess are passed over. @return tokens taken from the model
+std::int64_t RolloutEngine::accept_rows(const DecoderWeights<float>& weights, WeightVersion version) {
   std::vector<RequestId> failed;
+  std::int64_t taken = 0;
+  bool right = true;  // all guesses before row i
   for (std::size_t i = 0; i < sampled_rows_.size(); ++i) {
-    const auto& [sequence, response, row] = sampled_rows_[i];
+    if (sampled_rows_[i].num_drafts == 0) right = true;
+    if (!right) continue;
+    right = false;
+    const RequestId request = sampled_rows_[i].sequence->request;
     try {
-      if (!std::isfinite(drawn_[i].log_prob)) fail_not_finite(sampled_rows_[i], weights, version);
-      const std::size_t before = response->sample.tokens.size();
-      const std::int64_t computed = sequence->computed;
-      const auto reason = response->accept(drawn_[i], version);
-      const auto& tokens = response->sample.tokens;
-      scheduler_.append(*sequence, std::span<const TokenId>(tokens).subspan(before));
-      if (!reason) continue;
-      response->sample.finish_reason = *reason;
-      if (trunk_.keeps() && tokens.size() == before + 1)
-        response->sample.trunk = trunk_.gather(sequence->table, computed);
-      finished_.push_back(std::move(response->sample));
-      responses_.erase(sequence->id);
-      const RequestId request = sequence->request;
-      scheduler_.finish(*sequence);
-      end_request_sample(request);
+      ++taken;
+      right = accept_row(i, weights, version);
     } catch (const std::exception&) {
-      failed.push_back(sequence->request);
-      if (!first_error) first_error = std::current_exception();
+      failed.push_back(request);
+      if (!error_) error_ = std::current_exception();
     }
   }
   for (RequestId request : failed) drop(request);
-  if (first_error) std::rethrow_exception(first_error);
+  return taken;
+}
+
+// @return whether the token is the guess that the next row rests on
+bool RolloutEngine::accept_row(std::size_t index, const DecoderWeights<float>& weights, WeightVersion version) {
+  const auto& [sequence, response, row, num_drafts] = sampled_rows_[index];
+  const DrawnToken& drawn = drawn_[index];
+  if (!std::isfinite(drawn.log_prob)) fail_not_finite(sampled_rows_[index], weights, version);
+  const std::size_t before = response->sample.tokens.size();
+  const std::int64_t computed = sequence->computed;
+  const auto reason = response->accept(drawn, version);
+  const auto& tokens = response->sample.tokens;
+  const bool guessed = num_drafts < sequence->drafts.size();
+  const bool right = guessed && tokens.size() == before + 1 && tokens.back() == sequence->drafts[num_drafts];
+  if (guessed) lookahead_.judge(guesses_.at(sequence->id)[num_drafts], right);
+  scheduler_.append(*sequence, std::span<const TokenId>(tokens).subspan(before));
+  if (options_.max_draft_rows > 0) lookahead_.add(sequence->tokens, size(sequence->prompt_tokens) + before);
+  if (!reason) {
+    if (!right) return false;
+    ++statistics_.accepted_drafts;
+    scheduler_.accept_draft(*sequence);
+    return true;
+  }
+  response->sample.finish_reason = *reason;
+  if (trunk_.keeps() && tokens.size() == before + 1) response->sample.trunk = trunk_.gather(sequence->table, computed);
+  finished_.push_back(std::move(response->sample));
+  responses_.erase(sequence->id);
+  const RequestId request = sequence->request;
+  scheduler_.finish(*sequence);
+  end_request_sample(request);
+  return false;
 }
 
 // ---- one response ----

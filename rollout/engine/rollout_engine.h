@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -14,6 +15,7 @@
 #include "rlhf/model/decoder.h"
 #include "rollout/engine/draw_token.h"
 #include "rollout/engine/generation.h"
+#include "rollout/engine/lookahead.h"
 #include "rollout/engine/scheduler.h"
 #include "rollout/engine/trunk_store.h"
 
@@ -27,6 +29,11 @@ struct RolloutEngineOptions {
   /// Samples that may be running or finished and not taken; 0 = no bound. At the bound nothing is admitted
   /// until try_take is called. Cancelled and expired samples come on top.
   std::int64_t max_finished = 0;
+  /// Rows that decoding and guesses of coming tokens may take together, where all samples decode and none
+  /// waits; 0 = no guesses. A guess is taken only if it is what is drawn anyway, so samples do not change.
+  std::int64_t max_draft_rows = 0;
+  /// What a further row adds to a step, as a share of the step; guesses that promise less are not made.
+  double draft_row_cost = 0.08;
   std::int64_t trunk_layers = 0;  ///< samples carry the hidden states behind so many layers; 0 = none
   Clock clock = steady_clock();   ///< of deadlines and statistics
 };
@@ -96,6 +103,7 @@ class RolloutEngine {
     Sequence* sequence;
     Response* response;
     std::int64_t row;
+    std::size_t num_drafts;  ///< of the sequence before this row: it is drawn as if they were right
   };
 
   Response& response_of(const Sequence& sequence);
@@ -104,10 +112,12 @@ class RolloutEngine {
   void hand_out(const DroppedSample& dropped, FinishReason reason);
   void drop(RequestId request);
 
+  void propose(Sequence& sequence, std::int64_t most, std::int64_t num_decoding);
   void run_layers(const StepPlan& plan, const DecoderWeights<float>& weights);
   void sample_rows(const DecoderWeights<float>& weights);
   void draw_rows(const DecoderWeights<float>& weights, std::int64_t begin, std::int64_t end);
-  void accept_rows(const DecoderWeights<float>& weights, WeightVersion version);
+  std::int64_t accept_rows(const DecoderWeights<float>& weights, WeightVersion version);
+  bool accept_row(std::size_t index, const DecoderWeights<float>& weights, WeightVersion version);
   [[noreturn]] void fail_not_finite(const SampledRow& row, const DecoderWeights<float>& weights,
                                     WeightVersion version);
   void give_memory_back();
@@ -123,10 +133,14 @@ class RolloutEngine {
   std::unordered_map<SequenceId, std::unique_ptr<Response>> responses_;  ///< that have run
   std::deque<Sample> finished_;
   bool paused_ = false;
+  Lookahead lookahead_;
+  std::unordered_map<SequenceId, std::vector<Lookahead::Guess>> guesses_;  ///< of this step
+  std::int64_t draft_rows_ = 0;                                            ///< of this step
   Rows rows_;
   std::vector<SampledRow> sampled_rows_;
   std::vector<DrawnToken> drawn_;
   Buffer<float> x_, hidden_, logits_;
+  std::exception_ptr error_;  ///< of this step, thrown at its end
   GenerationStatistics statistics_;
 };
 

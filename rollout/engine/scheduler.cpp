@@ -90,6 +90,16 @@ void EngineScheduler::append(Sequence& sequence, std::span<const TokenId> tokens
   sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
 }
 
+void EngineScheduler::accept_draft(Sequence& sequence) {
+  const auto taken = size(sequence.planned) - 1;
+  RLHF_CHECK(sequence.uncomputed() == 1 && taken < sequence.drafts.size() && sequence.tokens.back() == sequence.drafts[taken],
+             "rollout: sequence ", sequence.id, " has no such draft");
+  ++sequence.planned;
+  ++sequence.computed;
+  sequence.reached = std::max(sequence.reached, sequence.computed);
+  publish_full_blocks(sequence);
+}
+
 void EngineScheduler::finish(Sequence& sequence) {
   Request& request = request_of(sequence);
   stop_running(sequence);
@@ -138,17 +148,45 @@ void EngineScheduler::forget_prefixes() {
 
 // ---- one step ----
 
-const StepPlan& EngineScheduler::plan(double now_s, std::int64_t num_untaken) {
+const StepPlan& EngineScheduler::plan(double now_s, std::int64_t num_untaken, const DraftProposer& propose) {
   plan_ = {};
   budget_ = options_.max_tokens_per_step;
-  for (Sequence* sequence : running_) sequence->planned = 0;
+  for (Sequence* sequence : running_) {
+    sequence->planned = 0;
+    sequence->drafts.clear();
+  }
   drop_expired(now_s);
   while (cache_.excess() > 0 && !running_.empty()) preempt_last();
   yield_to_urgent();
   grant_running();
   admit(num_untaken);
+  if (propose) add_drafts(propose);
   ++statistics_.steps;
   return plan_;
+}
+
+// Guesses take rows and blocks that nobody else wants in this step.
+void EngineScheduler::add_drafts(const DraftProposer& propose) {
+  const auto decodes = [](const StepPlan::Chunk& chunk) { return chunk.samples() && chunk.end - chunk.begin == 1; };
+  if (!waiting_.empty() || plan_.chunks.size() != running_.size() || !std::ranges::all_of(plan_.chunks, decodes)) return;
+  for (const StepPlan::Chunk& chunk : plan_.chunks) {
+    Sequence& sequence = *chunk.sequence;
+    const Request& request = request_of(sequence);
+    // The last token of a response is sampled and never fed.
+    const std::int64_t room = request.spec.max_new_tokens - (sequence.length() - sequence.prompt_tokens) - 1;
+    const std::int64_t most = std::min(room, budget_);
+    if (most <= 0) continue;
+    propose(sequence, most);
+    const auto wanted = [&] { return sequence.length() + static_cast<std::int64_t>(sequence.drafts.size()); };
+    while (blocks_of(wanted()) > static_cast<std::int64_t>(sequence.table.size())) {
+      const auto block = has_room_for(1) ? cache_.try_allocate() : std::nullopt;
+      if (block)
+        sequence.table.push_back(*block);
+      else
+        sequence.drafts.resize(sequence.table.size() * size(options_.block_tokens) - sequence.tokens.size());
+    }
+    budget_ -= static_cast<std::int64_t>(sequence.drafts.size());
+  }
 }
 
 void EngineScheduler::drop_expired(double now_s) {

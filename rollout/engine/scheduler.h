@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -51,6 +52,7 @@ struct Sequence {
   std::int64_t admitted_step = 0;         ///< since when it runs
   std::int64_t generation = 0;            ///< of the published prefixes when its K/V began
   std::int64_t reached = 0;               ///< most tokens that ever had K/V
+  std::vector<TokenId> drafts;            ///< guessed tokens behind `tokens`; gone after the step
 
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t uncomputed() const { return length() - computed; }
@@ -69,7 +71,8 @@ struct StepPlan {
   struct Copy {
     std::int32_t from, to;  ///< blocks
   };
-  /// Tokens [begin, end) of a sequence. When they reach its end, the last one's logits are sampled.
+  /// Tokens [begin, end) of a sequence. When they reach its end, the last one's logits are sampled, and those of its
+  /// drafts, which follow it.
   struct Chunk {
     Sequence* sequence;
     std::int64_t begin, end;
@@ -79,6 +82,9 @@ struct StepPlan {
   std::vector<Copy> copies;
   std::vector<Chunk> chunks;
 };
+
+/// Writes guesses behind a sequence's last token into its `drafts`, at most as many as given.
+using DraftProposer = std::function<void(Sequence& sequence, std::int64_t most)>;
 
 /// What has happened since the scheduler was made.
 struct SchedulerStatistics {
@@ -113,12 +119,16 @@ class EngineScheduler {
   /// Decides the next step. Call append or finish afterwards for every chunk that samples.
   /// @param now_s time on the clock that deadlines refer to, seconds
   /// @param num_untaken finished samples that the caller has not taken
-  const StepPlan& plan(double now_s, std::int64_t num_untaken);
+  /// @param propose asked, once all running samples decode and none waits, for guesses of how a sample goes on
+  const StepPlan& plan(double now_s, std::int64_t num_untaken, const DraftProposer& propose = {});
   /// True when samples wait, none runs and the limit, not the caller, is why: only set_block_limit helps.
   bool stalled() const;
 
   /// Adds what was sampled (and forced after it) to a running sequence.
   void append(Sequence& sequence, std::span<const TokenId> tokens);
+  /// After append: the sequence's last token is the draft that followed, whose K/V this step has computed, so the
+  /// draft behind it, or the last draft's own logits, can be sampled next.
+  void accept_draft(Sequence& sequence);
   /// Ends a running sequence and gives its blocks back; the reference is invalid afterwards.
   void finish(Sequence& sequence);
   /// Drops every unfinished sample of a request. @return them in order of index; nothing for an unknown or
@@ -166,6 +176,7 @@ class EngineScheduler {
   void yield_to_urgent();
   void grant_running();
   bool grow(Sequence& sequence, std::int64_t tokens);
+  void add_drafts(const DraftProposer& propose);
   void add_chunk(Sequence& sequence, std::int64_t tokens);
   void publish_full_blocks(Sequence& sequence);
   void preempt_last();

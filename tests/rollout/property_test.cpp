@@ -142,6 +142,8 @@ TEST_CASE("any requests under any budget give what they give with all the room t
     options.num_blocks = *rc::gen::inRange<std::int64_t>(6, 20);
     options.max_sequences = *rc::gen::inRange<std::int64_t>(1, 9);
     options.max_tokens_per_step = *rc::gen::inRange<std::int64_t>(1, 60);
+    options.max_draft_rows = *rc::gen::inRange<std::int64_t>(0, 30);
+    options.draft_row_cost = 0;
     const auto tight = setup.engine(options);
     const auto expected = run(*setup.engine({}), setup.model, requests);
     const auto samples = run(*tight, setup.model, requests);
