@@ -7,8 +7,8 @@
 #include "rlhf/cli/bench.h"
 #include "rlhf/cli/verbs.h"
 #include "rlhf/cli/work_package.h"
+#include "rlhf/config/reader.h"
 #include "rlhf/core/error.h"
-#include "rlhf/ppo/presets.h"
 #include "rlhf/train/ppo_trainer.h"
 
 namespace rlhf::cli {
@@ -46,7 +46,7 @@ class IterationMetrics : public RunObserver {
 
 PpoStageOptions stage_options(const Arguments& arguments) {
   PpoStageOptions options;
-  options.algorithm = ppo::make_preset("trl-ppo");
+  options.algorithm = config::load_preset<ppo::PpoOptions>("trl-ppo");
   options.algorithm.prompts_per_step = static_cast<std::size_t>(arguments.batch);
   options.algorithm.epochs = static_cast<std::size_t>(arguments.ppo_epochs);
   options.algorithm.mini_batches = static_cast<std::size_t>(arguments.mini_batches);
