@@ -28,6 +28,7 @@ check_shell() { git ls-files -- '*.sh' .ci/run | xargs shellcheck; }
 check "format" check_format
 check "include layers" python3 scripts/check_layers.py
 check "spelling" check_spelling
+check "mutations apply" scripts/mutation_check.py --dry-run
 check "shell scripts" check_shell
 
 if [ ${#failed[@]} -gt 0 ]; then

@@ -20,13 +20,11 @@ rollout: {max_new_tokens: 9, max_sequences: 80}
 ppo:
   iterations: 15
   algorithm:
+    preset: trl-rloo  # presets are part of the library
     prompts_per_step: 20
     samples_per_prompt: 4
     epochs: 2
     kl: {placement: none}
-    advantage: {form: sequence, group: {baseline: leave_one_out, scale: none}, whitening: none}
-    critic_update: none
-    value_positions: tokens
     optimizer: {learning_rate: 1.0e-3}
 eval: {base: false}
 )yaml";

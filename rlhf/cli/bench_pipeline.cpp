@@ -8,8 +8,8 @@
 #include "rlhf/cli/bench.h"
 #include "rlhf/cli/verbs.h"
 #include "rlhf/cli/work_package.h"
+#include "rlhf/config/reader.h"
 #include "rlhf/core/error.h"
-#include "rlhf/ppo/presets.h"
 #include "rlhf/train/ppo_trainer.h"
 
 namespace rlhf::cli {
@@ -62,7 +62,7 @@ class DistinctLetters : public RewardTerm {
 
 PpoStageOptions stage_options(const Arguments& arguments) {
   PpoStageOptions options;
-  options.algorithm = ppo::make_preset(arguments.groups() ? "trl-grpo" : "trl-ppo");
+  options.algorithm = config::load_preset<ppo::PpoOptions>(arguments.groups() ? "trl-grpo" : "trl-ppo");
   const std::int64_t group = std::max<std::int64_t>(1, arguments.group_size);
   options.algorithm.prompts_per_step = static_cast<std::size_t>(arguments.batch / group);
   options.algorithm.samples_per_prompt = static_cast<std::size_t>(group);

@@ -19,7 +19,6 @@ struct Arguments {
 void evaluate_model(const Arguments& arguments) {
   config::LoadOptions load;
   load.overrides = arguments.set;
-  load.preset_folders = preset_folders();
   RunOptions options = config::load<RunOptions>(arguments.run, load);
   options.stages = {"eval"};
   if (arguments.model.empty() && options.model.path.empty())

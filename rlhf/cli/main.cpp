@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <csignal>
-#include <filesystem>
 #include <iostream>
 
 #include "rlhf/cli/verbs.h"
@@ -28,17 +27,6 @@ void catch_interrupts() {
   action.sa_handler = handle_interrupt;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
-}
-
-std::vector<std::filesystem::path> preset_folders() {
-  std::vector<std::filesystem::path> folders = {"configs/presets"};
-  std::error_code code;
-  const auto program = std::filesystem::read_symlink("/proc/self/exe", code);
-  if (!code) {
-    folders.push_back(program.parent_path() / "../share/rlhf/configs/presets");  // installed
-    folders.push_back(program.parent_path() / "../../configs/presets");          // build/<preset>/rlhf
-  }
-  return folders;
 }
 
 }  // namespace rlhf::cli

@@ -78,7 +78,6 @@ schedule::CostModel cost_model(const Arguments& a) {
 RunOptions load_run(const Arguments& a) {
   config::LoadOptions load;
   load.overrides = a.set;
-  load.preset_folders = preset_folders();
   return config::load<RunOptions>(a.file, load);
 }
 

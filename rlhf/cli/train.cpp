@@ -42,7 +42,6 @@ std::string quoted(const std::string& word) {
 void train(const Arguments& arguments) {
   config::LoadOptions load;
   load.overrides = arguments.set;
-  load.preset_folders = preset_folders();
   const auto options = config::load<RunOptions>(arguments.file, load);
   using Start = PipelineSettings::Start;
   const Start start = arguments.resume      ? Start::kResume

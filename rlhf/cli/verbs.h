@@ -2,8 +2,6 @@
 
 #include <CLI/CLI.hpp>
 #include <atomic>
-#include <filesystem>
-#include <vector>
 
 namespace rlhf::cli {
 
@@ -30,9 +28,5 @@ struct ExitCode {
 const std::atomic<bool>& stop_flag();
 /// Installs the Ctrl-C handler.
 void catch_interrupts();
-
-/// Folders in which presets are searched: configs/presets beside the program's source tree, installed share
-/// folder, and below the working directory.
-std::vector<std::filesystem::path> preset_folders();
 
 }  // namespace rlhf::cli

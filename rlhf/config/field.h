@@ -23,7 +23,7 @@
 /// `field` takes bool, signed and unsigned integers, float, double, std::string, config::MemorySize, and
 /// std::vector, std::optional and std::map<std::string, ...> of those. From this one declaration come the
 /// strict YAML reader, the resolved file, `rlhf config`, `rlhf config explain` and the difference sheet. The
-/// key `preset` is reserved: it names a file of values that lie below the explicit keys of its group.
+/// key `preset` is reserved: it names values that lie below the explicit keys of its group (presets.h).
 namespace rlhf::config {
 
 /// Inclusive range of a number (of each number, for lists and maps). NaN is never inside.

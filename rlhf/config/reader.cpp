@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <charconv>
-#include <map>
-#include <optional>
-#include <set>
 #include <string_view>
 #include <utility>
 
 #include "rlhf/config/description.h"
 #include "rlhf/config/nearest.h"
+#include "rlhf/config/presets.h"
 #include "rlhf/core/atomic_file.h"
 #include "rlhf/core/error.h"
 
@@ -68,6 +66,8 @@ class Assigner {
   void throw_problems() const {
     if (!problems_.empty()) throw ConfigError(join_all(problems_));
   }
+
+  const Origins& origins() const { return given_; }
 
  private:
   void add(const Location& where, const std::string& key, const std::string& message) {
@@ -183,49 +183,33 @@ class Assigner {
     }
   }
 
-  void assign_preset(const Schema& schema, const Node& name, const std::string& path) {
+  void assign_preset(const Schema& schema, const Node& value, const std::string& path) {
     const std::string key = join(path, std::string(kPresetKey));
-    const bool is_name = name.kind == Node::Kind::kScalar && !name.text.empty() &&
-                         name.text.find_first_of("/\\") == std::string::npos && name.text[0] != '.';
-    if (!is_name) return add(name.where, key, "got " + describe(name) + ", expected the name of a preset");
     if (preset_depth_ >= kMaxPresetDepth)
-      return add(name.where, key, "presets include one another without end");
-    const auto file = find_preset(name.text);
-    if (!file) {
-      const std::vector<std::string> names = preset_names();
-      return add(name.where, key,
-                 "unknown preset " + name.text +
-                     (names.empty() ? ", and no presets were found"
-                                    : "; nearest preset is " + nearest(name.text, names)));
-    }
+      return add(value.where, key, "presets include one another without end");
     ++preset_depth_;
     try {
-      const Node document = parse_yaml(read_config_file(*file), file->string());
+      const Node document = read_preset(value);
       if (document.kind != Node::Kind::kNull) assign_group(schema, document, path);
     } catch (const ConfigError& error) {
-      problems_.push_back(error.what());
+      add(value.where, key, error.what());
     }
     --preset_depth_;
   }
 
-  std::optional<std::filesystem::path> find_preset(const std::string& name) const {
-    for (const auto& folder : options_.preset_folders) {
-      const auto file = folder / (name + ".yaml");
-      std::error_code error;
-      if (std::filesystem::is_regular_file(file, error)) return file;
+  // A built-in preset by its name, or a file relative to the one that names it.
+  static Node read_preset(const Node& value) {
+    if (value.kind != Node::Kind::kScalar || value.text.empty())
+      fail<ConfigError>("got ", describe(value), ", expected the name of a preset or a YAML file");
+    if (value.text.ends_with(".yaml") || value.text.ends_with(".yml")) {
+      const auto file = std::filesystem::path(value.where.source).parent_path() / value.text;
+      return parse_yaml(read_config_file(file), file.string());
     }
-    return {};
-  }
-
-  std::vector<std::string> preset_names() const {
-    std::set<std::string> names;
-    for (const auto& folder : options_.preset_folders) {
-      std::error_code error;
-      for (const auto& entry : std::filesystem::directory_iterator(folder, error)) {
-        if (entry.path().extension() == ".yaml") names.insert(entry.path().stem().string());
-      }
-    }
-    return {names.begin(), names.end()};
+    const Preset* preset = find_preset(value.text);
+    if (!preset)
+      fail<ConfigError>("unknown preset ", value.text, "; nearest preset is ",
+                        nearest(value.text, preset_names()));
+    return parse_yaml(preset->yaml, preset->path());
   }
 
   // The nearest key of this group; a key of another group only when its name is closer still.
@@ -292,7 +276,7 @@ class Assigner {
   std::string name_;
   const Schema* root_ = nullptr;
   std::size_t preset_depth_ = 0;
-  std::map<std::string, Location> given_;
+  Origins given_;
   std::vector<std::string> problems_;
 };
 
@@ -306,13 +290,14 @@ std::string read_config_file(const std::filesystem::path& path) {
   }
 }
 
-void assign_yaml(const Schema& schema, const std::string& text, const std::string& name,
-                 const LoadOptions& options) {
+Origins assign_yaml(const Schema& schema, const std::string& text, const std::string& name,
+                    const LoadOptions& options) {
   Node document = parse_yaml(text, name);
   Assigner assigner(options, name);
   assigner.apply_overrides(document);
   assigner.assign_root(schema, document);
   assigner.throw_problems();
+  return assigner.origins();
 }
 
 }  // namespace rlhf::config

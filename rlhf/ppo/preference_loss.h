@@ -182,7 +182,8 @@ struct RewardModelLossOptions {
   void visit_fields(V& v) {
     v.choice("kind", kind, {{"sigmoid", RewardModelKind::kSigmoid}, {"log_exp", RewardModelKind::kLogExp}},
              "Bradley-Terry loss");
-    v.field("centring", centring, "Coefficient of the squared sum of the pair's rewards; 0 = off",
+    v.field("centring", centring,
+            "Weight of (r_chosen + r_rejected)^2, which keeps scores near zero; 0 = off",
             config::at_least(0));
   }
 };

@@ -13,6 +13,14 @@
 namespace rlhf {
 namespace {
 
+// Where the algorithm names no longest response, it is the rollout's limit.
+ppo::PpoOptions algorithm_of(const PpoSetting& setting) {
+  ppo::PpoOptions algorithm = setting.options.algorithm;
+  std::size_t& limit = algorithm.reward.length.max_response_tokens;
+  if (limit == 0) limit = static_cast<std::size_t>(setting.rollout.max_new_tokens);
+  return algorithm;
+}
+
 using Keep = SequencePass<float>::Keep;
 
 std::ptrdiff_t at(std::size_t index) {
@@ -75,7 +83,7 @@ struct PpoIteration::Rows {
 PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl,
                            std::int64_t iteration, std::vector<PpoResponse>& responses)
     : setting_(setting),
-      algorithm_(setting.options.algorithm),
+      algorithm_(algorithm_of(setting)),
       models_(models),
       kl_(kl),
       iteration_(iteration),

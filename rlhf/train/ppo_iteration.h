@@ -84,7 +84,7 @@ class PpoIteration {
   };
 
   const PpoSetting& setting_;
-  const ppo::PpoOptions& algorithm_;
+  ppo::PpoOptions algorithm_;  ///< the setting's, with the rollout's limit filled in
   PpoModels& models_;
   ppo::KlController& kl_;
   std::int64_t iteration_;

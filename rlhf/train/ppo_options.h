@@ -46,7 +46,19 @@ struct PpoStageOptions {
     v.choice("prompt_order", prompt_order, {{"shuffled", ItemOrder::kShuffled}, {"given", ItemOrder::kGiven}},
              "Order in which prompts are taken: shuffled anew every epoch, or as the data has them");
     v.field("samples_to_log", samples_to_log, "Responses written to samples/ per iteration", {0, 1e6});
-    v.group("algorithm", algorithm, "PPO and its relatives; preset: NAME loads configs/presets/NAME.yaml");
+    v.group("algorithm", algorithm, "PPO and its relatives; preset: NAME takes configs/presets/NAME.yaml");
+  }
+  /// Refuses what the algorithm's functions know and the trainer does not feed them.
+  void validate(config::Problems& problems) const {
+    using ppo::AdvantageForm;
+    if (algorithm.advantage.greedy_baseline && reward_model_weight != 0)
+      problems.add("algorithm.advantage.greedy_baseline",
+                   "greedy responses are judged by the rules alone: set reward_model_weight to 0");
+    if (algorithm.advantage.form == AdvantageForm::kTokenBaseline ||
+        algorithm.advantage.form == AdvantageForm::kTokenBaselineByNumber)
+      problems.add("algorithm.advantage.form",
+                   "the trainer does not compute the sums of squared probabilities that the token baselines "
+                   "need; use gae, reward_to_go or sequence");
   }
 };
 

@@ -1,6 +1,12 @@
 #include "rlhf/train/ppo_rollout.h"
 
 namespace rlhf {
+namespace {
+
+// Rounds from here on are greedy responses, which have no place in the batch.
+constexpr std::uint64_t kGreedyRound = std::uint64_t{1} << 32;
+
+}  // namespace
 
 PpoRollout::PpoRollout(const PpoSetting& setting, PpoModels& models, std::int64_t iteration)
     : setting_(setting),
@@ -27,6 +33,13 @@ void PpoRollout::submit(std::size_t slot, std::int64_t round) {
   // A prompt may occur twice in a batch: the slot keeps their draws apart.
   request.prompt_id = slot + static_cast<std::uint64_t>(round) * slots_.size();
   request.tag = static_cast<std::uint64_t>(iteration_);
+  if (algorithm_.advantage.greedy_baseline) {
+    GenerationRequest greedy = request;
+    greedy.sampling.temperature = 0;
+    greedy.num_samples = 1;
+    greedy.prompt_id += kGreedyRound * slots_.size();
+    models_.engine->submit(std::move(greedy));
+  }
   if (setting_.adjust_request) return submit_one_by_one(request, slot);
   request.num_samples = static_cast<std::uint32_t>(algorithm_.samples_per_prompt);
   models_.engine->submit(std::move(request));
@@ -44,17 +57,34 @@ void PpoRollout::submit_one_by_one(const GenerationRequest& request, std::size_t
 
 std::vector<std::size_t> PpoRollout::accept(Sample sample) {
   const std::size_t slot = sample.prompt_id % slots_.size();
-  const std::size_t first = slot * algorithm_.samples_per_prompt;
+  if (sample.prompt_id / slots_.size() >= kGreedyRound)
+    accept_greedy(std::move(sample), slot);
+  else
+    accept_sample(std::move(sample), slot);
+  const std::size_t expected = algorithm_.samples_per_prompt + algorithm_.advantage.greedy_baseline;
+  if (++slots_[slot].finished < expected || sample_again(slot)) return {};
+  if (++num_complete_groups_ == slots_.size()) measure();
+  std::vector<std::size_t> group(algorithm_.samples_per_prompt);
+  for (std::size_t k = 0; k < group.size(); ++k) {
+    group[k] = slot * algorithm_.samples_per_prompt + k;
+    responses_[group[k]].scored.greedy_score = slots_[slot].greedy_score;
+  }
+  return group;
+}
+
+void PpoRollout::accept_sample(Sample sample, std::size_t slot) {
   PpoResponse response = make_response(std::move(sample), slot);
-  const std::size_t index = first + response.sample.sample_index;
+  const std::size_t index = slot * algorithm_.samples_per_prompt + response.sample.sample_index;
   trunk_bytes_ -= responses_[index].trunk.size() * sizeof(float);  // of a response that is sampled again
   keep_trunk(response);
   responses_[index] = std::move(response);
-  if (++slots_[slot].finished < algorithm_.samples_per_prompt || sample_again(slot)) return {};
-  if (++num_complete_groups_ == slots_.size()) measure();
-  std::vector<std::size_t> group(algorithm_.samples_per_prompt);
-  for (std::size_t k = 0; k < group.size(); ++k) group[k] = first + k;
-  return group;
+}
+
+// ReMax: the greedy response is judged and not trained on.
+void PpoRollout::accept_greedy(Sample sample, std::size_t slot) {
+  SampledResponse greedy = make_sampled_response(models_.policy, *slots_[slot].prompt, std::move(sample));
+  models_.judges.judge_by_rules(greedy);
+  slots_[slot].greedy_score = greedy.rule_score.total;
 }
 
 // What the generator computed in the layers that are not trained serves the trainer as well, bit for bit.

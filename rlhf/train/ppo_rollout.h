@@ -32,13 +32,16 @@ class PpoRollout {
   struct Slot {
     const Prompt* prompt = nullptr;
     std::int64_t round = 0;
-    std::size_t finished = 0;
+    std::size_t finished = 0;  ///< samples, and the greedy response where there is one
+    double greedy_score = 0;
   };
 
   void submit(std::size_t slot, std::int64_t round);
   void submit_one_by_one(const GenerationRequest& request, std::size_t slot);
   void keep_trunk(PpoResponse& response);
   PpoResponse make_response(Sample sample, std::size_t slot) const;
+  void accept_sample(Sample sample, std::size_t slot);
+  void accept_greedy(Sample sample, std::size_t slot);
   bool sample_again(std::size_t slot);
   void measure();
 

@@ -1,8 +1,5 @@
 #include "rlhf/train/reward_model.h"
 
-#include <array>
-#include <cmath>
-
 #include "rlhf/core/error.h"
 #include "rlhf/train/training_steps.h"
 
@@ -11,13 +8,7 @@ namespace {
 
 using Pass = SequencePass<float>;
 
-double sigmoid(double x) {
-  return 1 / (1 + std::exp(-x));
-}
-// log(1 + exp(x)) without overflow.
-double softplus(double x) {
-  return x > 0 ? x + std::log1p(std::exp(-x)) : std::log1p(std::exp(x));
-}
+constexpr std::size_t kCalibrationBins = 10;
 
 std::int64_t pair_tokens(const TrainingPair& pair) {
   return static_cast<std::int64_t>(pair.chosen.tokens.size() + pair.rejected.tokens.size());
@@ -42,17 +33,20 @@ void train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
   std::vector<float> scores(last.size()), gradient(last.size());
   pass.forward(weights, rows, Pass::Keep::kForBackward);
   pass.scalar_outputs(weights, last, scores);
-  const double share = 1 / static_cast<double>(pairs_in_step);
+  std::vector<double> chosen, rejected, margins;
   for (std::size_t p = 0; p < pairs.size(); ++p) {
-    const double chosen = static_cast<double>(scores[2 * p]),
-                 rejected = static_cast<double>(scores[2 * p + 1]);
-    const double logit = chosen - rejected - pairs[p]->margin, sum = chosen + rejected;
-    sums.loss += share * (softplus(-logit) + options.centring * sum * sum);
-    sums.correct += share * (chosen > rejected);
-    sums.margin += share * (chosen - rejected);
-    const double slope = -sigmoid(-logit), centre = 2 * options.centring * sum;
-    gradient[2 * p] = static_cast<float>(share * (slope + centre));
-    gradient[2 * p + 1] = static_cast<float>(share * (-slope + centre));
+    chosen.push_back(scores[2 * p]);
+    rejected.push_back(scores[2 * p + 1]);
+    margins.push_back(pairs[p]->margin);
+  }
+  const ppo::RewardModelResult loss = ppo::reward_model_loss(options.loss, {chosen, rejected, margins});
+  const double share = static_cast<double>(pairs.size()) / static_cast<double>(pairs_in_step);
+  sums.loss += share * loss.loss;
+  sums.correct += share * loss.accuracy;
+  sums.margin += share * loss.margin;
+  for (std::size_t p = 0; p < pairs.size(); ++p) {
+    gradient[2 * p] = static_cast<float>(share * loss.d_chosen[p]);
+    gradient[2 * p + 1] = static_cast<float>(share * loss.d_rejected[p]);
   }
   pass.scalar_outputs_backward(weights, last, gradient);
   pass.backward(weights, rows);
@@ -90,25 +84,16 @@ PairAccuracy evaluate_pairs(Pass& pass, const DecoderWeights<float>& weights,
     sequences.push_back(pair.rejected.tokens);
   }
   const auto scores = score_sequences(pass, weights, sequences, 2048);
-  // Confidence of the model in its own choice against how often that choice is right.
-  constexpr std::size_t kBins = 10;
-  std::array<double, kBins> confidence{}, correct{}, count{};
+  std::vector<double> chosen, rejected;
+  const double share = 1 / static_cast<double>(pairs.size());
   for (std::size_t p = 0; p < pairs.size(); ++p) {
-    const double margin = scores[2 * p] - scores[2 * p + 1];
-    const double probability = sigmoid(std::abs(margin));
-    const auto bin = std::min(kBins - 1, static_cast<std::size_t>((probability - 0.5) * 2 * kBins));
-    confidence[bin] += probability;
-    correct[bin] += margin > 0;
-    count[bin] += 1;
-    result.accuracy += margin > 0;
-    result.mean_margin += margin;
+    chosen.push_back(scores[2 * p]);
+    rejected.push_back(scores[2 * p + 1]);
+    result.accuracy += share * (chosen[p] > rejected[p]);
+    result.mean_margin += share * (chosen[p] - rejected[p]);
   }
-  const double n = static_cast<double>(pairs.size());
-  for (std::size_t b = 0; b < kBins; ++b)
-    if (count[b] > 0) result.calibration_error += std::abs(confidence[b] - correct[b]) / n;
   result.pairs = static_cast<std::int64_t>(pairs.size());
-  result.accuracy /= n;
-  result.mean_margin /= n;
+  result.calibration_error = ppo::pairwise_calibration_error(chosen, rejected, kCalibrationBins);
   return result;
 }
 

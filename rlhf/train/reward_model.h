@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "rlhf/model/sequence_pass.h"
+#include "rlhf/ppo/preference_loss.h"
 #include "rlhf/train/optimizer.h"
 #include "rlhf/train/stage.h"
 #include "rlhf/train/task_data.h"
@@ -15,7 +16,7 @@ struct RewardModelOptions {
   std::int64_t max_steps = 0;  ///< optimizer steps; 0 = as epochs says
   std::int64_t pairs_per_step = 16;
   std::int64_t max_tokens_per_micro_batch = 2048;
-  double centring = 0;  ///< weight of (r_c + r_j)^2 (TRL center_rewards_coefficient)
+  ppo::RewardModelLossOptions loss;
   OptimizerOptions optimizer;
 
   template <class V>
@@ -25,8 +26,7 @@ struct RewardModelOptions {
     v.field("pairs_per_step", pairs_per_step, "Pairs per optimizer step", {1, 1e6});
     v.field("max_tokens_per_micro_batch", max_tokens_per_micro_batch, "Tokens per forward/backward pass",
             {2, 1e7});
-    v.field("centring", centring, "Weight of (r_chosen + r_rejected)^2, which keeps scores near zero",
-            {0, 100});
+    loss.visit_fields(v);
     v.group("optimizer", optimizer, "AdamW");
   }
 };
@@ -47,8 +47,8 @@ std::vector<double> score_sequences(SequencePass<float>& pass, const DecoderWeig
 PairAccuracy evaluate_pairs(SequencePass<float>& pass, const DecoderWeights<float>& weights,
                             const std::vector<TrainingPair>& pairs);
 
-/// Trains `reward` (a scalar-head model) on pairs: mean of -log sigmoid(r_c - r_j - margin) + centring (r_c +
-/// r_j)^2 (Bradley & Terry 1952; Stiennon et al. 2020).
+/// Trains `reward` (a scalar-head model) on pairs with ppo::reward_model_loss (Bradley & Terry 1952; Stiennon
+/// et al. 2020).
 /// @return accuracy on `held_out` (empty: zeros)
 PairAccuracy run_reward_model(Parameters<float>& reward, const std::vector<TrainingPair>& train,
                               const std::vector<TrainingPair>& held_out, const RewardModelOptions& options,

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "rlhf/config/reader.h"
 #include "rlhf/core/error.h"
-#include "rlhf/ppo/presets.h"
 
 namespace rlhf::verify {
 namespace {
@@ -18,7 +18,7 @@ std::size_t count_param(GoldenCase& golden, const std::string& key) {
 
 // Advantage stage and loss. Rewards are a weighted sum of functions, so that the score is one number.
 void read_grpo(GoldenCase& golden, GroupRecordOptions& o) {
-  o.algorithm = ppo::make_preset("trl-grpo");
+  o.algorithm = config::load_preset<ppo::PpoOptions>("trl-grpo");
   o.algorithm.correction = {};  // the sampler is the trainer's own model
   o.loss_type = trl_loss_type(golden.text("loss_type"));
   o.algorithm.policy = trl_policy_options(golden, o.loss_type);
@@ -26,7 +26,7 @@ void read_grpo(GoldenCase& golden, GroupRecordOptions& o) {
 }
 
 void read_rloo(GoldenCase& golden, GroupRecordOptions& o) {
-  o.algorithm = ppo::make_preset("trl-rloo");
+  o.algorithm = config::load_preset<ppo::PpoOptions>("trl-rloo");
   ppo::PolicyLossOptions& policy = o.algorithm.policy;
   policy.clip_low = golden.number("epsilon");
   policy.clip_high = golden.number("epsilon_high", policy.clip_low);

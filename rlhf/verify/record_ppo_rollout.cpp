@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "rlhf/config/reader.h"
 #include "rlhf/core/error.h"
-#include "rlhf/ppo/presets.h"
 #include "rlhf/verify/trl_options.h"
 
 namespace rlhf::verify {
@@ -24,7 +24,7 @@ ppo::KlEstimator kl_estimator(const std::string& name) {
 }
 
 ppo::PpoOptions read_algorithm(GoldenCase& golden) {
-  ppo::PpoOptions o = ppo::make_preset("trl-ppo");
+  ppo::PpoOptions o = config::load_preset<ppo::PpoOptions>("trl-ppo");
   o.kl.coefficient = golden.number("kl_coef");
   o.kl.estimator.estimator = kl_estimator(golden.text("kl_estimator"));
   o.policy.clip_low = o.policy.clip_high = golden.number("cliprange");

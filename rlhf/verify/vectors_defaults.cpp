@@ -3,9 +3,10 @@
 #include <functional>
 #include <map>
 
+#include "rlhf/config/reader.h"
 #include "rlhf/core/error.h"
+#include "rlhf/ppo/options.h"
 #include "rlhf/ppo/preference_loss.h"
-#include "rlhf/ppo/presets.h"
 #include "rlhf/verify/golden_case.h"
 
 namespace rlhf::verify {
@@ -64,7 +65,7 @@ Values trl_optimizer(const OptimizerOptions& o) {
 }
 
 Values trl_ppo() {
-  const PpoOptions o = make_preset("trl-ppo");
+  const PpoOptions o = config::load_preset<PpoOptions>("trl-ppo");
   Values v = trl_optimizer(o.optimizer);
   v.erase("max_grad_norm");  // in the configuration, but its loop never clips
   v["num_mini_batches"] = o.mini_batches;
@@ -82,7 +83,7 @@ Values trl_ppo() {
 }
 
 Values trl_grpo() {
-  const PpoOptions o = make_preset("trl-grpo");
+  const PpoOptions o = config::load_preset<PpoOptions>("trl-grpo");
   Values v = trl_optimizer(o.optimizer);
   v["num_generations"] = o.samples_per_prompt;
   v["num_iterations"] = o.epochs;
@@ -115,7 +116,7 @@ Values trl_grpo() {
 }
 
 Values trl_rloo() {
-  const PpoOptions o = make_preset("trl-rloo");
+  const PpoOptions o = config::load_preset<PpoOptions>("trl-rloo");
   Values v = trl_optimizer(o.optimizer);
   v["num_generations"] = o.samples_per_prompt;
   v["num_iterations"] = o.epochs;
@@ -154,7 +155,7 @@ Values trl_reward() {
 }
 
 Values openrlhf() {
-  const PpoOptions o = make_preset("openrlhf-ppo");
+  const PpoOptions o = config::load_preset<PpoOptions>("openrlhf-ppo");
   Values v;
   for (const auto& [prefix, optimizer] :
        {std::pair<std::string, const OptimizerOptions*>("actor.", &o.optimizer),
@@ -214,7 +215,7 @@ json verl_optimizer(const OptimizerOptions& o) {
 }
 
 Values verl_actor() {
-  const PpoOptions o = make_preset("verl-ppo");
+  const PpoOptions o = config::load_preset<PpoOptions>("verl-ppo");
   return {{"ppo_mini_batch_size", o.prompts_per_step / o.mini_batches},
           {"ppo_epochs", o.epochs},
           {"clip_ratio", o.policy.clip_low},
@@ -226,7 +227,7 @@ Values verl_actor() {
           {"entropy_coeff", o.policy.entropy_coefficient},
           {"use_kl_loss", o.policy.kl.coefficient > 0},
           {"kl_loss_type", o.policy.kl.estimator.estimator == KlEstimator::kK3 ? "low_var_kl" : "other"},
-          {"kl_loss_coef", make_preset("verl-grpo").policy.kl.coefficient},
+          {"kl_loss_coef", config::load_preset<PpoOptions>("verl-grpo").policy.kl.coefficient},
           {"grad_clip", o.optimizer.max_grad_norm},
           {"tau_pos", o.policy.sapo_tau_positive},
           {"tau_neg", o.policy.sapo_tau_negative},
@@ -240,7 +241,7 @@ Values verl_actor() {
 }
 
 Values verl_critic() {
-  const PpoOptions o = make_preset("verl-ppo");
+  const PpoOptions o = config::load_preset<PpoOptions>("verl-ppo");
   return {{"ppo_epochs", o.epochs},
           {"ppo_mini_batch_size", o.prompts_per_step / o.mini_batches},
           {"cliprange_value", o.value.clip_range},
@@ -250,11 +251,12 @@ Values verl_critic() {
 }
 
 Values verl_algorithm() {
-  const PpoOptions o = make_preset("verl-ppo");
+  const PpoOptions o = config::load_preset<PpoOptions>("verl-ppo");
   return {{"gamma", o.advantage.gae.gamma},
           {"lam", o.advantage.gae.lambda},
           {"adv_estimator", o.advantage.form == AdvantageForm::kGae ? "gae" : "other"},
-          {"norm_adv_by_std_in_grpo", make_preset("verl-grpo").advantage.group.scale == GroupScale::kGroup},
+          {"norm_adv_by_std_in_grpo",
+           config::load_preset<PpoOptions>("verl-grpo").advantage.group.scale == GroupScale::kGroup},
           {"use_kl_in_reward", o.kl.placement != KlRewardPlacement::kNone},
           {"kl_penalty", o.kl.estimator.estimator == KlEstimator::kK1 ? "kl" : "other"},
           {"kl_ctrl",
@@ -362,7 +364,7 @@ void check_defaults(GoldenCase& golden, const nlohmann::json& source) {
       {"verl/algorithm", verl_algorithm},
       {"verl/data",
        [] {
-         return Values{{"train_batch_size", make_preset("verl-ppo").prompts_per_step}};
+         return Values{{"train_batch_size", config::load_preset<PpoOptions>("verl-ppo").prompts_per_step}};
        }},
       {"verl/trainer", [] { return Values{}; }}};
   const auto it = kCases.find(package_of(source) + "/" + golden.name());

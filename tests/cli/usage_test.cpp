@@ -167,12 +167,60 @@ TEST_CASE("config lists, explains, checks and compares") {
   CHECK_THAT(check.out, ContainsSubstring("layers: 3") && ContainsSubstring("seed: 9"));
   // What it prints is a run file with the same meaning.
   program.write("resolved.yaml", check.out);
-  CHECK(program.run({"config", "diff", "resolved.yaml", "run.yaml"}).out == "run.seed: 9 -> 1\n");
-  const Result presets = program.run({"config", "diff", "verl-grpo", "dapo"});
+  const Result same = program.run({"config", "diff", "resolved.yaml", "resolved.yaml"});
+  CHECK((same.code == 0 && same.out.empty()));
+  const Result differ = program.run({"config", "diff", "resolved.yaml", "run.yaml"});
+  CHECK(differ.code == 1);
+  CHECK(differ.out == "run.seed: 9 (resolved.yaml:4:3) -> 1 (default)\n");
+}
+
+TEST_CASE("config diff compares presets, run files and run directories, and says where values come from") {
+  const Program program;
+  const Result presets = program.run({"config", "diff", "trl-ppo", "verl-ppo", "--json"});
   INFO(presets.err);
-  CHECK(presets.code == 0);
-  CHECK_THAT(presets.out, ContainsSubstring("ppo.algorithm."));
-  CHECK(program.run({"config", "diff", "verl-grpo", "none-such"}).code == 2);
+  CHECK(presets.code == 1);
+  std::map<std::string, nlohmann::json> rows;
+  for (const auto& row : nlohmann::json::parse(presets.out)) rows[row["key"]] = row;
+  for (const auto& [key, row] : rows) CHECK(key.starts_with("ppo.algorithm."));
+  const auto& epochs = rows.at("ppo.algorithm.epochs");
+  CHECK(epochs["left"] == "4");
+  CHECK(epochs["right"] == "1");
+  CHECK(epochs["left_origin"] == "configs/presets/trl-ppo.yaml:5:1");
+  CHECK(rows.at("ppo.algorithm.policy.dual_clip")["left_origin"].is_null());  // a default value
+  CHECK(rows.count("ppo.algorithm.policy.clip_low") == 0);                    // equal in both
+
+  program.write("mine.yaml", "preset: dapo\nepochs: 3\n");
+  program.write("run.yaml",
+                "model: {new: {layers: 3}}\n"
+                "ppo: {iterations: 5, algorithm: {preset: mine.yaml, mini_batches: 2}}\n");
+  const Result against = program.run({"config", "diff", "dapo", "run.yaml"});
+  CHECK(against.code == 1);
+  CHECK(against.out ==
+        "ppo.algorithm.epochs: 1 (configs/presets/dapo.yaml:5:1) -> 3 (mine.yaml:2:1)\n"
+        "ppo.algorithm.mini_batches: 16 (configs/presets/dapo.yaml:6:1) -> 2 (run.yaml:2:53)\n");
+  std::filesystem::create_directory(program.path("finished"));
+  program.write("finished/config.resolved.yaml", program.run({"config", "check", "run.yaml"}).out);
+  CHECK(program.run({"config", "diff", "finished", "run.yaml"}).code == 0);
+
+  const Result unknown = program.run({"config", "diff", "verl-grpo", "verl-gppo"});
+  CHECK(unknown.code == 2);
+  CHECK_THAT(unknown.err,
+             ContainsSubstring("verl-gppo: neither a file nor a preset; nearest preset is verl-"));
+}
+
+TEST_CASE("config presets prints the files of configs/presets") {
+  const Program program;
+  const Result list = program.run({"config", "presets"});
+  CHECK(list.code == 0);
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(RLHF_SOURCE_DIR "/configs/presets")) {
+    const std::string name = entry.path().stem().string();
+    CHECK_THAT(list.out, ContainsSubstring(name + "  # "));
+    CHECK(program.run({"config", "presets", name}).out == read_text_file(entry.path()));
+    ++files;
+  }
+  CHECK(static_cast<std::size_t>(std::ranges::count(list.out, '\n')) == files);
+  CHECK(program.run({"config", "presets", "none"}).code == 2);
 }
 
 TEST_CASE("simulate compares modes and devices, prints its costs, and reads them back") {

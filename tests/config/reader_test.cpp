@@ -1,12 +1,15 @@
 #include "rlhf/config/reader.h"
 
+#include <algorithm>
 #include <filesystem>
 
 #include "rlhf/config/nearest.h"
+#include "rlhf/config/presets.h"
 #include "rlhf/core/atomic_file.h"
 #include "rlhf/core/error.h"
 #include "tests/catch.h"
 #include "tests/config/example_options.h"
+#include "tests/data/temporary_folder.h"
 
 namespace rlhf::config {
 namespace {
@@ -19,16 +22,6 @@ std::string error_of(const std::string& text, const LoadOptions& options = {}) {
   }
   return "no error";
 }
-
-struct PresetFolder {
-  std::filesystem::path path =
-      std::filesystem::temp_directory_path() / ("rlhf_presets_" + std::to_string(std::rand()));
-  PresetFolder() { std::filesystem::create_directories(path); }
-  ~PresetFolder() { std::filesystem::remove_all(path); }
-  void write(const std::string& name, const std::string& text) {
-    write_file_atomically(path / (name + ".yaml"), text);
-  }
-};
 
 TEST_CASE("every field type is read") {
   const auto run = parse<RunOptions>(R"(
@@ -136,8 +129,7 @@ TEST_CASE("duplicate keys are errors") {
 TEST_CASE("overrides replace, add and index, and are reported as --set") {
   const auto run = parse<RunOptions>("path: a\nrewards: [{weight: 1}, {weight: 2}]\n", "run.yaml",
                                      {{"path=b", "ppo.clip_range=0.3", "stages=[eval]", "rewards.1.weight=5",
-                                       "weights.gate=2", "lora.rank=2"},
-                                      {}});
+                                       "weights.gate=2", "lora.rank=2"}});
   CHECK(run.path == "b");
   CHECK(run.ppo.clip_range == 0.3);
   CHECK(run.stages == std::vector<std::string>{"eval"});
@@ -146,41 +138,71 @@ TEST_CASE("overrides replace, add and index, and are reported as --set") {
   CHECK(run.weights.at("gate") == 2);
   CHECK(run.lora->rank == 2);
 
-  CHECK(error_of("path: a", {{"ppo.clip_range=7"}, {}}) ==
+  CHECK(error_of("path: a", {{"ppo.clip_range=7"}}) ==
         "--set: ppo.clip_range: got 7, expected a number in [0, 1]");
-  CHECK_THAT(error_of("path: a", {{"ppo.clip=0.1"}, {}}), ContainsSubstring("--set: ppo.clip: unknown key"));
-  CHECK_THAT(error_of("path: a", {{"seed"}, {}}), ContainsSubstring("expected key.path=value"));
-  CHECK_THAT(error_of("path: a", {{"rewards.3.weight=1"}, {}}),
+  CHECK_THAT(error_of("path: a", {{"ppo.clip=0.1"}}), ContainsSubstring("--set: ppo.clip: unknown key"));
+  CHECK_THAT(error_of("path: a", {{"seed"}}), ContainsSubstring("expected key.path=value"));
+  CHECK_THAT(error_of("path: a", {{"rewards.3.weight=1"}}),
              ContainsSubstring("rewards: got a group of keys"));
-  CHECK_THAT(error_of("path: a\nrewards: []", {{"rewards.3.weight=1"}, {}}),
+  CHECK_THAT(error_of("path: a\nrewards: []", {{"rewards.3.weight=1"}}),
              ContainsSubstring("got item 3, expected an index below 0"));
-  CHECK_THAT(error_of("path: a", {{"stages=[a"}, {}}), ContainsSubstring("--set stages:1:"));
-  CHECK(parse<RunOptions>("", "run.yaml", {{"path=x"}, {}}).path == "x");
+  CHECK_THAT(error_of("path: a", {{"stages=[a"}}), ContainsSubstring("--set stages:1:"));
+  CHECK(parse<RunOptions>("", "run.yaml", {{"path=x"}}).path == "x");
 }
 
 TEST_CASE("a preset lies below the explicit keys of its group") {
-  PresetFolder folder;
-  folder.write("wide", "clip_range: 0.4\nmin_ratio: 0.1\n");
-  folder.write("wider", "preset: wide\nclip_range: 0.9\n");
-  folder.write("loop", "preset: loop\n");
-  folder.write("wrong", "clip_rang: 1\n");
-  const LoadOptions options{{}, {folder.path}};
-  const auto run = parse<RunOptions>("path: a\nppo: {min_ratio: 0.2, preset: wide}\n", "run.yaml", options);
-  CHECK(run.ppo.clip_range == 0.4);
-  CHECK(run.ppo.min_ratio == 0.2);
-  CHECK(run.ppo.max_ratio == 2.0);
-  CHECK(parse<RunOptions>("path: a\nppo: {preset: wider}", "run.yaml", options).ppo.clip_range == 0.9);
-  CHECK(parse<RunOptions>("path: a\nppo: {preset: wider}", "run.yaml", options).ppo.min_ratio == 0.1);
-  const LoadOptions chosen{{"ppo.preset=wide"}, {folder.path}};
-  CHECK(parse<RunOptions>("path: a\nppo: {preset: wider}", "run.yaml", chosen).ppo.clip_range == 0.4);
+  const TemporaryFolder folder;
+  folder.write("wide.yaml", "clip_range: 0.4\nmin_ratio: 0.1\n");
+  folder.write("wider.yaml", "preset: wide.yaml\nclip_range: 0.9\n");
+  folder.write("loop.yaml", "preset: loop.yaml\n");
+  folder.write("wrong.yaml", "clip_rang: 1\n");
+  const std::string name = (folder.path() / "run.yaml").string();
+  const auto run = [&](const std::string& ppo, const LoadOptions& options = {}) {
+    return parse_traced<RunOptions>("path: a\nppo: {" + ppo + "}\n", name, options);
+  };
+  const auto wide = run("min_ratio: 0.2, preset: wide.yaml");
+  CHECK(wide.value.ppo.clip_range == 0.4);
+  CHECK(wide.value.ppo.min_ratio == 0.2);
+  CHECK(wide.value.ppo.max_ratio == 2.0);
+  CHECK(to_string(wide.origins.at("ppo.clip_range")) == (folder.path() / "wide.yaml").string() + ":1:1");
+  CHECK(to_string(wide.origins.at("ppo.min_ratio")) == name + ":2:7");
+  CHECK(wide.origins.count("ppo.max_ratio") == 0);
+  CHECK(run("preset: wider.yaml").value.ppo.clip_range == 0.9);
+  CHECK(run("preset: wider.yaml").value.ppo.min_ratio == 0.1);
+  // An override may choose the preset; its path then starts in the working directory.
+  const LoadOptions chosen{{"ppo.preset=" + (folder.path() / "wide.yaml").string()}};
+  CHECK(run("preset: wider.yaml", chosen).value.ppo.clip_range == 0.4);
 
-  CHECK(error_of("path: a\nppo: {preset: wid}", options) ==
-        "run.yaml:2:15: ppo.preset: unknown preset wid; nearest preset is wide");
-  CHECK_THAT(error_of("path: a\nppo: {preset: loop}", options), ContainsSubstring("include one another"));
-  CHECK_THAT(error_of("path: a\nppo: {preset: ../wide}", options),
-             ContainsSubstring("expected the name of a preset"));
-  CHECK_THAT(error_of("path: a\nppo: {preset: wrong}", options),
+  const auto error = [&](const std::string& ppo) {
+    try {
+      run(ppo);
+    } catch (const ConfigError& e) {
+      return std::string(e.what());
+    }
+    return std::string("no error");
+  };
+  CHECK_THAT(error("preset: loop.yaml"), ContainsSubstring("presets include one another without end"));
+  CHECK_THAT(error("preset: wrong.yaml"),
              ContainsSubstring("wrong.yaml:1:1: ppo.clip_rang: unknown key; nearest key is ppo.clip_range"));
+  CHECK_THAT(error("preset: none.yaml"), ContainsSubstring(name + ":2:15: ppo.preset: ") &&
+                                             ContainsSubstring("none.yaml: no such file"));
+  CHECK_THAT(error("preset: [wide]"), ContainsSubstring("expected the name of a preset or a YAML file"));
+}
+
+TEST_CASE("built-in presets are the files of configs/presets") {
+  std::size_t files = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(RLHF_SOURCE_DIR "/configs/presets")) {
+    const Preset* preset = find_preset(entry.path().stem().string());
+    INFO(entry.path());
+    REQUIRE(preset);
+    CHECK(preset->yaml == read_text_file(entry.path()));
+    ++files;
+  }
+  CHECK(presets().size() == files);
+  CHECK(std::ranges::is_sorted(preset_names()));
+  CHECK_FALSE(find_preset("dap"));
+  CHECK(error_of("path: a\nppo: {preset: dap}") ==
+        "run.yaml:2:15: ppo.preset: unknown preset dap; nearest preset is dapo");
 }
 
 TEST_CASE("memory sizes") {

@@ -1,10 +1,10 @@
 // The sequence form of the advantage stage where a response trains nothing; numbers by hand.
+#include "rlhf/config/reader.h"
 #include "rlhf/ppo/experience.h"
-#include "rlhf/ppo/presets.h"
 #include "tests/catch.h"
 
 TEST_CASE("a truncated response that is masked still counts in its group's baseline") {
-  rlhf::ppo::PpoOptions options = rlhf::ppo::make_preset("trl-grpo");
+  auto options = rlhf::config::load_preset<rlhf::ppo::PpoOptions>("trl-grpo");
   options.advantage.group.scale = rlhf::ppo::GroupScale::kNone;
   options.correction = {};
   options.reward.mask_truncated = true;

@@ -65,7 +65,7 @@ TEST_CASE("the gradient of the Bradley-Terry loss equals central differences, wi
   options.max_steps = 1;
   options.pairs_per_step = 4;
   options.max_tokens_per_micro_batch = 40;
-  options.centring = 0.05;
+  options.loss.centring = 0.05;
   options.optimizer = gradient_step();
   run_reward_model(reward, pairs, {}, options, lane.context);
   const auto loss = [&] {
@@ -121,6 +121,49 @@ TEST_CASE("PPO raises a reward that can be raised (seed 3)") {
   }
   INFO("mean reward of the first ten batches " << early << ", of the last ten " << late);
   CHECK(late > early + 0.3);
+}
+
+TEST_CASE("the overlong penalty counts from the rollout's limit") {
+  const TinyData data;
+  // 8 tokens are the limit; an untrained model seldom ends before.
+  const auto options = data.options(
+      "run", {"stages=[sft, ppo]", "sft.max_steps=1", "ppo.iterations=1", "ppo.reward_model_weight=0",
+              "ppo.critic_init=policy", "ppo.algorithm.reward.length.overlong_buffer=4"});
+  const Attempt run = attempt(options, PipelineSettings::Start::kFresh);
+  const auto& step = run.steps.at({"ppo", 1});
+  const double penalty = metric(step, "objective/scores", 0) - metric(step, "objective/shaped_scores", 0);
+  INFO("mean length " << metric(step, "rollout/mean_length", 0) << ", mean penalty " << penalty);
+  CHECK(penalty > 0.3);
+  CHECK(penalty <= 1);
+}
+
+TEST_CASE("ReMax: the score of the greedy response is the baseline") {
+  const TinyData data;
+  const auto largest_advantage = [&](const std::string& name, const std::string& temperature) {
+    const auto options = data.options(
+        name, {"stages=[sft, ppo]", "sft.max_steps=1", "ppo.iterations=1", "ppo.reward_model_weight=0",
+               "ppo.critic_init=policy", "ppo.algorithm.critic_update=none",
+               "ppo.algorithm.kl.placement=none", "ppo.algorithm.samples_per_prompt=100",
+               "ppo.algorithm.reward.placement=last_token", "ppo.algorithm.value_positions=tokens",
+               "ppo.algorithm.advantage={form: reward_to_go, greedy_baseline: true, whitening: none}",
+               "rollout.sampling.temperature=" + temperature});
+    const Attempt run = attempt(options, PipelineSettings::Start::kFresh);
+    return metric(run.steps.at({"ppo", 1}), "advantage/abs_max", -1);
+  };
+  // Samples at a temperature near 0 are the greedy response: nothing is left of their scores. At 1 some of
+  // 300 end early and score differently.
+  CHECK(largest_advantage("cold", "0.0001") == 0);
+  CHECK(largest_advantage("warm", "1") > 0);
+}
+
+TEST_CASE("an algorithm that the trainer cannot feed is refused") {
+  const TinyData data;
+  CHECK_THROWS_WITH(
+      data.options("run", {"ppo.algorithm.advantage.greedy_baseline=true"}),
+      ContainsSubstring("ppo.algorithm.advantage.greedy_baseline: greedy responses are judged by the rules"));
+  CHECK_THROWS_WITH(data.options("run", {"ppo.algorithm.advantage.form=token_baseline",
+                                         "ppo.algorithm.critic_update=none"}),
+                    ContainsSubstring("ppo.algorithm.advantage.form: the trainer does not compute"));
 }
 
 namespace {

@@ -26,7 +26,7 @@ RunOptions run_options() {
       "  algorithm: {preset: trl-rloo, prompts_per_step: 4, samples_per_prompt: 2, epochs: 3, mini_batches: "
       "2}\n"
       "run: {seed: 5}\n",
-      "run.yaml", {{}, {RLHF_SOURCE_DIR "/configs/presets"}});
+      "run.yaml");
   return options;
 }
 
