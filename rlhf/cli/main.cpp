@@ -59,6 +59,7 @@ int main(int argc, char** argv) {
     rlhf::cli::add_bench(app);
     rlhf::cli::add_verify(app);
     rlhf::cli::add_simulate(app);
+    rlhf::cli::add_plan(app);
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::RequiredError& error) {

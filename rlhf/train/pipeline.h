@@ -47,12 +47,12 @@ class Pipeline {
  private:
   void clear_directory() const;
   void run_stage(Stage stage);
+  void train_stage(Stage stage);
   void train_policy_stage(Stage stage);
   void train_reward_model();
   void train_preference();
   void train_rejection_sampling();
   void train_online_preference();
-  bool needs_ppo_reference() const;
   void train_ppo();
   void judge(const std::string& name);
   std::filesystem::path kept_evaluation(const std::string& name) const;
@@ -77,6 +77,8 @@ class Pipeline {
   std::vector<std::pair<std::string, double>> results_;
   std::vector<std::pair<std::string, std::uint64_t>> memory_;
   std::vector<std::string> warnings_;
+  std::uint64_t memory_budget_ = 0;
+  std::int64_t max_blocks_ = 0;
   bool final_is_worse_ = false;
 };
 

@@ -69,10 +69,10 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
     if (other) trunk_layers = std::min(trunk_layers, shared_trunk_layers(weights, other->weights()));
   // A reward model and a critic also look behind the last token, which the generator never runs.
   sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic;
-  engine = make_engine(
-      policy, rollout, data.train_prompts,
-      Compute<float>(generate_pool ? *generate_pool : context.compute.pool(), kernels::detect_cpu_isa()),
-      sampled_trunk ? trunk_layers : 0);
+  const Compute<float> generate_compute(generate_pool ? *generate_pool : context.compute.pool(),
+                                        kernels::detect_cpu_isa());
+  engine = make_engine(policy, {rollout, data.train_prompts, generate_compute, context.max_blocks,
+                                sampled_trunk ? trunk_layers : 0});
 }
 
 }  // namespace rlhf

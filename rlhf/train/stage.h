@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "rlhf/core/log.h"
 #include "rlhf/kernels/ops.h"
+#include "rlhf/memory/arbiter.h"
 #include "rlhf/report/metrics_writer.h"
 #include "rlhf/schedule/trace.h"
 
@@ -45,7 +47,11 @@ struct StageContext {
   std::filesystem::path checkpoints;  ///< folder for the state of unfinished stages; empty = none
   bool resume = false;                ///< go on from the state found there; otherwise it is not looked at
   std::int64_t checkpoint_every = 0;  ///< steps between checkpoints; 0 = only when stopped
-  std::string fingerprint;            ///< of the configuration; a checkpoint of another one is refused
+  std::string fingerprint;  ///< of the configuration; a checkpoint of another one is refused
+  /// Bytes that weights, optimizer states, caches and buffers may take together.
+  std::uint64_t memory_budget = MemoryArbiter::kUnlimited;
+  /// K/V blocks that a generator gets at most: what the budget leaves it.
+  std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();
 
   bool stop_requested() const { return stop && stop->load(std::memory_order_relaxed); }
 };
