@@ -71,6 +71,7 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   }
   metrics.emplace_back("tokens_per_s", tokens / times.wall_s);
   metrics.emplace_back("samples_per_s", static_cast<double>(responses.size()) / times.wall_s);
+  for (const auto& metric : models_.memory->take_metrics()) metrics.push_back(metric);
   log_samples(responses, number);
   setting_.context.observer->step("ppo", number, setting_.options.iterations, metrics);
 }

@@ -137,6 +137,7 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   }
   metrics_->write(stage, step, metrics);
   tensorboard_->write(stage, step, metrics);
+  trace_memory(step, metrics);
   ProgressState state;
   state.iteration = step;
   const auto find = [&](const char* name) -> std::optional<double> {
@@ -152,7 +153,18 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   if (step == steps) progress_.end_stage();
 }
 
+// Peaks of the tenants over an iteration, at its end.
+void RunDirectory::trace_memory(std::int64_t step, const Metrics& metrics) {
+  const std::lock_guard lock(trace_mutex_);
+  if (!trace_ || first_traced_ < 0 || step - 1 - first_traced_ >= options_.run.trace_iterations) return;
+  const std::string prefix = "memory/peak_bytes/";
+  for (const auto& [name, value] : metrics)
+    if (name.starts_with(prefix))
+      trace_->counter("peak MiB: " + name.substr(prefix.size()), steady_seconds(), value / (1 << 20));
+}
+
 void RunDirectory::end_stage_span() {
+  const std::lock_guard lock(trace_mutex_);
   if (trace_ && !stage_.empty()) trace_->span("stages", stage_, stage_begin_s_, steady_seconds());
   stage_.clear();
 }
@@ -161,6 +173,7 @@ void RunDirectory::lane_event(const schedule::TraceEvent& event) {
   using schedule::Lane;
   using schedule::Task;
   constexpr double kShortestWait = 1e-5;  // less is the time between two tasks, not waiting
+  const std::lock_guard lock(trace_mutex_);
   if (!trace_ || (event.waiting && event.end_s - event.begin_s < kShortestWait)) return;
   if (first_traced_ < 0) first_traced_ = event.iteration;
   if (event.iteration - first_traced_ >= options_.run.trace_iterations) return;

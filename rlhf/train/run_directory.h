@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -17,8 +18,9 @@
 
 namespace rlhf {
 
-/// The folder of a run: config.resolved.yaml, metrics.jsonl, samples/*.jsonl, checkpoints/, tensorboard/,
-/// trace.json, summary.json, report.md. Watches a pipeline, writes its metrics and shows progress.
+/// The folder of a run: config.resolved.yaml, metrics.jsonl, samples/*.jsonl, checkpoints/,
+/// tensorboard/, trace.json, summary.json, report.md. Watches a pipeline, writes its metrics and shows
+/// progress.
 class RunDirectory : public RunObserver {
  public:
   /// Creates the folder. Nothing that is there already is changed before the first stage begins (or a step or
@@ -44,6 +46,7 @@ class RunDirectory : public RunObserver {
  private:
   void open();
   void end_stage_span();
+  void trace_memory(std::int64_t step, const Metrics& metrics);
   std::string kept_samples(const std::filesystem::path& file, const std::string& next) const;
 
   RunOptions options_;
@@ -54,6 +57,7 @@ class RunDirectory : public RunObserver {
   std::optional<MetricsWriter> metrics_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::map<std::string, std::ofstream> samples_;
+  std::mutex trace_mutex_;  ///< lanes report while a step does
   std::unique_ptr<TraceWriter> trace_;
   std::int64_t first_traced_ = -1;  ///< iteration that the lanes began with; -1 = none yet
   double stage_begin_s_ = 0;

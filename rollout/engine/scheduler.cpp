@@ -131,6 +131,11 @@ void EngineScheduler::stop_running(Sequence& sequence) {
   std::erase(running_, &sequence);
 }
 
+void EngineScheduler::set_block_limit(std::int32_t limit) {
+  cache_.set_limit(limit);
+  while (cache_.excess() > 0 && !running_.empty()) preempt_last();
+}
+
 void EngineScheduler::forget_prefixes() {
   cache_.forget_published();
   ++generation_;
@@ -143,7 +148,6 @@ const StepPlan& EngineScheduler::plan(double now_s, std::int64_t num_untaken) {
   budget_ = options_.max_tokens_per_step;
   for (Sequence* sequence : running_) sequence->planned = 0;
   drop_expired(now_s);
-  while (cache_.excess() > 0 && !running_.empty()) preempt_last();
   yield_to_urgent();
   grant_running();
   admit(num_untaken);

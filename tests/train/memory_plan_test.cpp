@@ -51,6 +51,51 @@ const PlannedTenant* find(const MemoryPlan& plan, const std::string& name) {
 
 }  // namespace
 
+TEST_CASE("the plan's tenants are those of the run, byte for byte where they are fixed") {
+  const TinyData data;
+  const std::vector<std::vector<std::string>> variants = {
+      {},
+      {"model.trainable=last_layers", "model.last_layers=1"},
+      {"model.trainable=lora", "model.lora_rank=2"},
+      {"schedule.mode=one_step_off", "threads=2"},
+      {"stages=[sft, ppo]", "ppo.reward_model_weight=0", "ppo.critic_init=policy",
+       "ppo.algorithm.critic_update=none", "ppo.algorithm.advantage.form=sequence",
+       "ppo.algorithm.advantage.group.baseline=mean", "ppo.algorithm.reward.placement=last_token",
+       "ppo.algorithm.value_positions=tokens", "ppo.algorithm.kl={placement: none}",
+       "model.trainable=last_layers", "model.last_layers=1"}};
+  int number = 0;
+  for (const auto& variant : variants) {
+    const RunOptions options = data.options("v" + std::to_string(number++), variant);
+    INFO(options.run.dir);
+    const MemoryPlan plan = plan_memory(options, setting_of(options));
+    const Attempt run = attempt(options, Start::kFresh);
+    std::set<std::string> measured;
+    const std::string prefix = "memory/peak_bytes/";
+    for (const auto& [name, value] : run.steps.at({"ppo", 4})) {
+      if (!name.starts_with(prefix)) continue;
+      const std::string tenant = name.substr(prefix.size());
+      measured.insert(tenant);
+      INFO(tenant);
+      const PlannedTenant* planned = find(plan, tenant);
+      REQUIRE(planned);
+      if (tenant == kActivationsTenant) {
+        // Sequences of this run are shorter than the plan takes them for, so their blocks are emptier.
+        CHECK(value < 1.3 * static_cast<double>(planned->peak_bytes()));
+        CHECK(value > 0.3 * static_cast<double>(planned->peak_bytes()));
+      } else {
+        CHECK(value == static_cast<double>(planned->peak_bytes()));
+      }
+    }
+    for (const PlannedTenant& tenant : plan.tenants) CHECK(measured.contains(tenant.name));
+    for (std::int64_t step = 1; step <= 4; ++step) {
+      const Metrics& metrics = run.steps.at({"ppo", step});
+      CHECK(std::abs(metric(metrics, "memory/prediction_error", 9)) < 0.15);
+      CHECK(metric(metrics, "memory/prediction_overruns", 9) == 0);
+      CHECK(metric(metrics, "memory/cache_reclaims", 9) == 0);  // a whole machine is enough
+    }
+  }
+}
+
 TEST_CASE("the formula of a pass is what its buffers take") {
   NewModelOptions shape;
   shape.layers = 3;
