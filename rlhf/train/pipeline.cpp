@@ -49,6 +49,8 @@ StageContext Pipeline::context() {
   if (!settings_.directory.empty()) context.checkpoints = settings_.directory / "checkpoints";
   context.resume = settings_.start == PipelineSettings::Start::kResume;
   context.checkpoint_every = options_.run.checkpoint_every;
+  context.keep_checkpoints = options_.run.keep_checkpoints;
+  context.replay_step = settings_.replay_step;
   context.fingerprint = settings_.fingerprint;
   context.memory_budget = memory_budget_;
   context.max_blocks = max_blocks_;
@@ -127,6 +129,17 @@ void Pipeline::run_stage(Stage stage) {
   timings_.push_back({name, "train", watch.lap()});
   if (stage != Stage::kReward && options_.has_stage(Stage::kEval)) judge(name);
   reference_.reset();
+}
+
+void Pipeline::replay() {
+  for (const Stage stage : kTrainedStages) {
+    if (!options_.has_stage(stage)) continue;
+    const std::string name = to_string(stage);
+    if (stage != Stage::kPpo && !is_done(name))
+      fail<IoError>((settings_.directory / "checkpoints").string(), ": holds no result of the stage ", name,
+                    ", which the stage ppo starts from");
+    train_stage(stage);
+  }
 }
 
 void Pipeline::train_stage(Stage stage) {
@@ -225,7 +238,8 @@ void Pipeline::train_online_preference() {
 void Pipeline::train_ppo() {
   if (needs_ppo_reference(options_))
     reference_ = std::make_unique<Parameters<float>>(policy_.parameters().frozen_copy());
-  if (is_done("ppo")) return load_final("ppo", policy_.parameters());
+  const bool replays = settings_.replay_step > 0;
+  if (!replays && is_done("ppo")) return load_final("ppo", policy_.parameters());
   const Parameters<float>* critic_base =
       options_.ppo.critic_init == CriticInit::kReward ? reward_model_.get() : nullptr;
   const StageContext stage_context = context();
@@ -233,7 +247,7 @@ void Pipeline::train_ppo() {
     const PpoSetting setting{data_, options_.rollout, options_.ppo, stage_context, options_.schedule};
     PpoTrainer(policy_, {reference_.get(), reward_model_.get(), critic_base}, setting).run();
   }
-  save_final("ppo", policy_.parameters());
+  if (!replays) save_final("ppo", policy_.parameters());
 }
 
 std::filesystem::path Pipeline::kept_evaluation(const std::string& name) const {

@@ -22,6 +22,7 @@ struct PipelineSettings {
   std::filesystem::path directory;          ///< checkpoints and judged responses; empty = nothing is written
   const std::atomic<bool>* stop = nullptr;  ///< ends the run after the current step
   std::string fingerprint;                  ///< of the resolved configuration
+  std::int64_t replay_step = 0;             ///< for replay()
 };
 
 /// A whole run: loads the model, makes or reads the data and works through the stages. Embedders may add
@@ -41,6 +42,9 @@ class Pipeline {
   /// Runs all stages. Finished ones are skipped when resuming. @throws StageStopped after writing a
   /// checkpoint; Error when the directory holds checkpoints of another run.
   RunReport run();
+  /// Runs the PPO iteration `replay_step` again, from the latest state of the directory before it, and the
+  /// ones between. Nothing is written. @throws IoError when an earlier stage's result is missing.
+  void replay();
   /// Whether the final model's mean held-out score is below the SFT model's. After run().
   bool final_is_worse() const { return final_is_worse_; }
 

@@ -38,15 +38,11 @@ RunOptions what_counts(RunOptions options) {
   options.run.dir.clear();
   options.run.checkpoint_every = 0;
   options.run.trace_iterations = 0;
+  options.run.keep_checkpoints = options.run.record_hashes = false;
   options.threads = 0;
   options.device = Device::kAuto;
   options.memory = {};
   return options;
-}
-
-std::string fingerprint_of(const RunOptions& options) {
-  RunOptions counted = what_counts(options);
-  return hash_text(config::to_yaml_document(config::Schema::of(counted)));
 }
 
 void require_same_run(const std::filesystem::path& folder, const RunOptions& options) {
@@ -60,6 +56,11 @@ void require_same_run(const std::filesystem::path& folder, const RunOptions& opt
 }
 
 }  // namespace
+
+std::string fingerprint_of(const RunOptions& options) {
+  RunOptions counted = what_counts(options);
+  return hash_text(config::to_yaml_document(config::Schema::of(counted)));
+}
 
 RunDirectory::RunDirectory(const RunOptions& options, PipelineSettings::Start start,
                            Progress::Options progress, Progress::Sink print)
@@ -89,8 +90,8 @@ void RunDirectory::open() {
   if (opened_) return;
   std::error_code code;
   if (start_ == PipelineSettings::Start::kOverwrite)
-    for (const char* entry : {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "trace.json",
-                              "summary.json", "report.md"}) {
+    for (const char* entry : {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "hashes.jsonl",
+                              "trace.json", "summary.json", "report.md"}) {
       std::filesystem::remove_all(path_ / entry, code);
       if (code) fail<IoError>((path_ / entry).string(), ": cannot be removed: ", code.message());
     }
@@ -98,8 +99,10 @@ void RunDirectory::open() {
   if (code) fail<IoError>(path_.string(), ": cannot be created: ", code.message());
   config::save_resolved(path_ / "config.resolved.yaml", options_);
   tensorboard_ = std::make_unique<TensorBoardWriter>(path_ / "tensorboard", wall_seconds);
-  if (start_ != PipelineSettings::Start::kResume)
+  if (start_ != PipelineSettings::Start::kResume) {
     metrics_.emplace(MetricsWriter::create(path_ / "metrics.jsonl"));
+    if (wants_records()) hashes_.emplace(MetricsWriter::create(path_ / "hashes.jsonl"));
+  }
   if (options_.run.trace_iterations > 0)
     trace_ = std::make_unique<TraceWriter>(path_ / "trace.json", steady_seconds());
   opened_ = true;
@@ -131,8 +134,10 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   open();
   if (!stage_started_) {
     // After a restart, lines of steps that are done again are dropped.
-    if (start_ == PipelineSettings::Start::kResume)
+    if (start_ == PipelineSettings::Start::kResume) {
       metrics_.emplace(MetricsWriter::resume(path_ / "metrics.jsonl", stage, step - 1));
+      if (wants_records()) hashes_.emplace(MetricsWriter::resume(path_ / "hashes.jsonl", stage, step - 1));
+    }
     stage_started_ = true;
   }
   metrics_->write(stage, step, metrics);
@@ -151,6 +156,10 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   state.kl = find("objective/kl");
   progress_.update(state);
   if (step == steps) progress_.end_stage();
+}
+
+void RunDirectory::record(const std::string& stage, std::int64_t step, const Hashes& hashes) {
+  hashes_->write(stage, step, hashes);
 }
 
 // Peaks of the tenants over an iteration, at its end.

@@ -18,7 +18,10 @@
 
 namespace rlhf {
 
-/// The folder of a run: config.resolved.yaml, metrics.jsonl, samples/*.jsonl, checkpoints/,
+/// Hash of a resolved configuration without what a resumed run may change.
+std::string fingerprint_of(const RunOptions& options);
+
+/// The folder of a run: config.resolved.yaml, metrics.jsonl, hashes.jsonl, samples/*.jsonl, checkpoints/,
 /// tensorboard/, trace.json, summary.json, report.md. Watches a pipeline, writes its metrics and shows
 /// progress.
 class RunDirectory : public RunObserver {
@@ -41,6 +44,8 @@ class RunDirectory : public RunObserver {
   void stage_begin(const std::string& stage, std::int64_t steps) override;
   void step(const std::string& stage, std::int64_t step, std::int64_t steps, const Metrics& metrics) override;
   void sample(const std::string& stage, const std::string& json) override;
+  void record(const std::string& stage, std::int64_t step, const Hashes& hashes) override;
+  bool wants_records() const override { return options_.run.record_hashes; }
   void lane_event(const schedule::TraceEvent& event) override;
 
  private:
@@ -54,7 +59,7 @@ class RunDirectory : public RunObserver {
   std::filesystem::path path_;
   std::string fingerprint_;
   bool opened_ = false;
-  std::optional<MetricsWriter> metrics_;
+  std::optional<MetricsWriter> metrics_, hashes_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::map<std::string, std::ofstream> samples_;
   std::mutex trace_mutex_;  ///< lanes report while a step does

@@ -32,6 +32,10 @@ class RunObserver {
                     const Metrics&) {}
   /// One judged response, as one JSON object.
   virtual void sample(const std::string& /*stage*/, const std::string& /*json*/) {}
+  /// What a step's result was made of, as hashes: name and 16 hexadecimal digits. After `step`, and only when
+  /// asked for.
+  virtual void record(const std::string& /*stage*/, std::int64_t /*step*/, const Hashes&) {}
+  virtual bool wants_records() const { return false; }
   /// What the scheduler's lanes did or waited for. Called from both lanes, one call at a time.
   virtual void lane_event(const schedule::TraceEvent&) {}
 };
@@ -47,6 +51,9 @@ struct StageContext {
   std::filesystem::path checkpoints;  ///< folder for the state of unfinished stages; empty = none
   bool resume = false;                ///< go on from the state found there; otherwise it is not looked at
   std::int64_t checkpoint_every = 0;  ///< steps between checkpoints; 0 = only when stopped
+  bool keep_checkpoints = false;      ///< all of them, not only the last two
+  /// Above 0: the stage starts before this step, ends after it and writes nothing.
+  std::int64_t replay_step = 0;
   std::string fingerprint;  ///< of the configuration; a checkpoint of another one is refused
   /// Bytes that weights, optimizer states, caches and buffers may take together.
   std::uint64_t memory_budget = MemoryArbiter::kUnlimited;

@@ -168,3 +168,26 @@ TEST_CASE("what cannot be names both sides") {
     CHECK(result.out.empty());
   }
 }
+
+TEST_CASE("a step is replayed, and an altered record ends with 1") {
+  const Program program;
+  write_run(program);
+  REQUIRE(program.run({"train", "run.yaml", "--set", "run.dir=run"}).code == 0);
+  const Result same = program.run({"replay", "run", "--step", "2"});
+  INFO(same.err);
+  CHECK(same.code == 0);
+  CHECK_THAT(same.out, ContainsSubstring("step 2, executed from step 1 on") &&
+                           ContainsSubstring("samples: same (") && ContainsSubstring("policy: same ("));
+  std::string text = read_text_file(program.path("run/hashes.jsonl"));
+  const auto digit = text.rfind("\"policy\":\"") + 10;
+  text[digit] = text[digit] == '0' ? '1' : '0';
+  program.write("run/hashes.jsonl", text);
+  const Result different = program.run({"replay", "run", "--step", "2", "--json"});
+  CHECK(different.code == 1);
+  const auto json = nlohmann::json::parse(different.out);
+  CHECK(json["same"] == false);
+  CHECK(json["hashes"]["policy"]["same"] == false);
+  CHECK(json["hashes"]["samples"]["same"] == true);
+  CHECK(program.run({"replay", "run", "--step", "3"}).code == 2);
+  CHECK(program.run({"replay", "none", "--step", "1"}).code == 2);
+}

@@ -51,6 +51,7 @@ TEST_CASE("bad usage ends with 2 and says what is wrong") {
         Case{{"plan"}, "run"},
         Case{{"plan", "a.yaml", "--shard", "all"}, "--shard"},
         Case{{"plan", "a.yaml", "--accelerator", "abacus"}, "abacus"},
+        Case{{"replay", "runs/a"}, "--step"},
         Case{{"simulate", "a.yaml", "--devices", "0"}, "--devices"},
         Case{{"simulate", "a.yaml", "--accelerator", "h100-80g"}, "--model-shape"},
         Case{{"simulate", "a.yaml", "--accelerator", "abacus", "--model-shape", "1,1,1,1"}, "abacus"},

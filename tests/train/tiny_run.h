@@ -108,6 +108,10 @@ class Watcher : public RunObserver {
   void sample(const std::string& stage, const std::string& json) override {
     if (inner_) inner_->sample(stage, json);
   }
+  void record(const std::string& stage, std::int64_t step, const Hashes& hashes) override {
+    if (inner_) inner_->record(stage, step, hashes);
+  }
+  bool wants_records() const override { return inner_ && inner_->wants_records(); }
   void lane_event(const schedule::TraceEvent& event) override {
     if (inner_) inner_->lane_event(event);
   }
