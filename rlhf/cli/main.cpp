@@ -47,6 +47,8 @@ int main(int argc, char** argv) {
     rlhf::cli::add_bench(app);
     rlhf::cli::add_verify(app);
     rlhf::cli::add_simulate(app);
+    rlhf::cli::add_plan(app);
+    rlhf::cli::add_replay(app);
     app.parse(argc, argv);
     return 0;
   } catch (const CLI::RequiredError& error) {

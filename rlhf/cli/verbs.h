@@ -18,6 +18,8 @@ void add_convert(CLI::App& app);
 void add_bench(CLI::App& app);
 void add_verify(CLI::App& app);
 void add_simulate(CLI::App& app);
+void add_plan(CLI::App& app);
+void add_replay(CLI::App& app);
 
 /// Ends the program with a code after everything has been said.
 struct ExitCode {

@@ -49,6 +49,18 @@ void MemoryLease::release() noexcept {
   bytes_ = 0;
 }
 
+void MemoryLease::merge(MemoryLease&& other) {
+  if (!state_) {
+    *this = std::move(other);
+    return;
+  }
+  if (!other.state_) return;
+  RLHF_CHECK(state_ == other.state_ && tenant_ == other.tenant_,
+             "memory lease: only leases of one tenant can be merged");
+  bytes_ += std::exchange(other.bytes_, 0);
+  other.state_.reset();
+}
+
 MemoryArbiter::MemoryArbiter(std::uint64_t budget_bytes) : state_(std::make_shared<MemoryLease::State>()) {
   RLHF_CHECK(budget_bytes > 0, "memory budget: got 0 bytes");
   state_->usage.budget_bytes = budget_bytes;
@@ -102,7 +114,10 @@ bool MemoryArbiter::reserve_with_reclaim(TenantId tenant, std::uint64_t bytes) {
       reclaim(wanted);
       const std::lock_guard lock(state_->mutex);
       TenantUsage& account = state_->usage.tenants[other];
-      if (account.used_bytes < before) account.reclaimed_bytes += before - account.used_bytes;
+      if (account.used_bytes < before) {
+        account.reclaimed_bytes += before - account.used_bytes;
+        ++account.num_reclaims;
+      }
     }
     if (reserve(tenant, bytes)) return true;
   }

@@ -24,6 +24,7 @@ struct TenantUsage {
   std::uint64_t used_bytes = 0;
   std::uint64_t peak_bytes = 0;
   std::uint64_t reclaimed_bytes = 0;  ///< given back in answer to reclaim requests
+  std::uint64_t num_reclaims = 0;     ///< requests that were answered so
   std::uint64_t num_denied = 0;       ///< acquisitions that did not fit
 };
 
@@ -48,6 +49,9 @@ class MemoryLease {
   /// Gives part of the bytes back. @throws InvalidArgument when `bytes` is above what the lease holds.
   void shrink_to(std::uint64_t bytes);
   void release() noexcept;
+  /// Takes over the bytes of another lease of the same tenant, or of any when this one is empty.
+  /// @throws InvalidArgument for one of another tenant or arbiter.
+  void merge(MemoryLease&& other);
 
  private:
   friend class MemoryArbiter;

@@ -373,8 +373,38 @@ void DecoderRunner<T>::final_norm(const DecoderWeights<T>& weights, std::int64_t
   compute_.norm(norm_args(weights.final_norm, x, y, mean, rstd), rows);
 }
 
+template <class T>
+std::size_t LayerActivations<T>::bytes() const {
+  std::size_t total = 0;
+  for (const Buffer<T>* buffer :
+       {&input, &q, &attention, &lse, &middle, &gate_up, &attention_mean, &attention_rstd, &mlp_mean,
+        &mlp_rstd, &qkv_raw, &post_attention_in, &post_mlp_in})
+    total += buffer->bytes();
+  return total;
+}
+
+template <class T>
+std::size_t DecoderRunner<T>::scratch_bytes() const {
+  std::size_t total = cos_.bytes() + sin_.bytes();
+  for (const Buffer<T>* buffer :
+       {&normed_, &qkv_, &attention_out_, &gate_up_, &hidden_, &projected_, &low_rank_, &dlow_rank_, &dqkv_,
+        &dattention_, &dhidden_, &dgate_up_, &dnormed_, &dk_, &dv_, &drow_})
+    total += buffer->bytes();
+  return total;
+}
+
+template <class T>
+void DecoderRunner<T>::release_scratch() {
+  for (Buffer<T>* buffer :
+       {&normed_, &qkv_, &attention_out_, &gate_up_, &hidden_, &projected_, &low_rank_, &dlow_rank_, &dqkv_,
+        &dattention_, &dhidden_, &dgate_up_, &dnormed_, &dk_, &dv_, &drow_})
+    *buffer = {};
+}
+
 template class KvStore<float>;
 template class KvStore<double>;
+template struct LayerActivations<float>;
+template struct LayerActivations<double>;
 template class DecoderRunner<float>;
 template class DecoderRunner<double>;
 

@@ -44,6 +44,8 @@ class KvStore {
 /// What the backward pass of one layer needs.
 template <class T>
 struct LayerActivations {
+  std::size_t bytes() const;
+
   Buffer<T> input, q, attention, lse, middle, gate_up;
   Buffer<T> attention_mean, attention_rstd, mlp_mean, mlp_rstd;
   Buffer<T> qkv_raw;                         ///< before q/k norm, only with qk_norm
@@ -75,6 +77,11 @@ class DecoderRunner {
                        std::int64_t last, KvStore<T>& store, std::int64_t store_base, T* dx,
                        std::vector<LayerActivations<T>>& activations);
   void backward_embed(const DecoderWeights<T>& weights, const Rows& rows, const T* dx);
+
+  /// Bytes of scratch memory: what the largest call so far has needed.
+  std::size_t scratch_bytes() const;
+  /// Gives the scratch memory back; the next call makes it again.
+  void release_scratch();
 
   /// y (+)= x W^T + b with adapters, for `rows` rows.
   void linear(const LinearWeights<T>& w, std::int64_t rows, const T* x, T* y, bool accumulate);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 #include <unordered_map>
 
@@ -60,44 +61,15 @@ std::string lora_name(const std::string& tensor, const char* part) {
   return tensor.substr(0, tensor.size() - suffix.size()) + ".lora_" + part + ".weight";
 }
 
-}  // namespace
-
-template <class T>
-Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& trainable,
-                          const Parameters* base)
-    : config_(config), options_(trainable) {
-  RLHF_CHECK(options_.mode != TrainableMode::kLastLayers || options_.last_layers <= config.num_layers,
-             "model.last_layers is ", options_.last_layers, " but the model has ", config.num_layers,
-             " layers");
-  for (TensorSpec& spec : flat_order(config)) entries_.push_back({std::move(spec), nullptr, nullptr, false});
-  if (options_.mode == TrainableMode::kLora) add_lora_entries();
-  place(base);
-  build_weights();
+bool is_adapter(const TensorSpec& spec) {
+  return spec.name.find(".lora_") != std::string::npos;
 }
 
-template <class T>
-bool Parameters<T>::learns(const TensorSpec& spec) const {
-  switch (options_.mode) {
-    case TrainableMode::kNone:
-      return false;
-    case TrainableMode::kAll:
-      return true;
-    case TrainableMode::kLastLayers:
-      if (spec.layer >= 0) return spec.layer >= config_.num_layers - options_.last_layers;
-      return spec.role != TensorRole::kTokenEmbedding && spec.role != TensorRole::kPositionEmbedding;
-    case TrainableMode::kLora:
-      return spec.role == TensorRole::kScoreHead || spec.name.find(".lora_") != std::string::npos;
-  }
-  return false;
-}
-
-template <class T>
-void Parameters<T>::add_lora_entries() {
-  std::vector<Entry> adapters;
-  for (const std::string& target : options_.lora_targets) {
+std::vector<TensorSpec> lora_tensors(const std::vector<TensorSpec>& specs, const TrainableOptions& options) {
+  std::vector<TensorSpec> adapters;
+  for (const std::string& target : options.lora_targets) {
     bool found = false;
-    for (const Entry& entry : entries_) {
-      const TensorSpec& spec = entry.spec;
+    for (const TensorSpec& spec : specs) {
       if (spec.layer < 0 || spec.shape.size() != 2 ||
           spec.name.find("." + target + ".weight") == std::string::npos)
         continue;
@@ -105,14 +77,71 @@ void Parameters<T>::add_lora_entries() {
       const std::int64_t n = spec.shape[spec.transposed ? 1 : 0], k = spec.shape[spec.transposed ? 0 : 1];
       for (const char* part : {"A", "B"}) {
         TensorSpec low{lora_name(spec.name, part), {}, spec.role, spec.layer, false};
-        low.shape = *part == 'A' ? std::vector<std::int64_t>{options_.lora_rank, k}
-                                 : std::vector<std::int64_t>{n, options_.lora_rank};
-        adapters.push_back({std::move(low), nullptr, nullptr, false});
+        low.shape = *part == 'A' ? std::vector<std::int64_t>{options.lora_rank, k}
+                                 : std::vector<std::int64_t>{n, options.lora_rank};
+        adapters.push_back(std::move(low));
       }
     }
     RLHF_CHECK(found, "model.lora_targets: this model has no projection named '", target, "'");
   }
-  entries_.insert(entries_.end(), adapters.begin(), adapters.end());
+  return adapters;
+}
+
+// Every tensor of the model, adapters last.
+std::vector<TensorSpec> all_tensors(const ModelConfig& config, const TrainableOptions& options) {
+  RLHF_CHECK(options.mode != TrainableMode::kLastLayers || options.last_layers <= config.num_layers,
+             "model.last_layers is ", options.last_layers, " but the model has ", config.num_layers,
+             " layers");
+  std::vector<TensorSpec> specs = flat_order(config);
+  if (options.mode == TrainableMode::kLora) {
+    std::vector<TensorSpec> adapters = lora_tensors(specs, options);
+    specs.insert(specs.end(), std::make_move_iterator(adapters.begin()),
+                 std::make_move_iterator(adapters.end()));
+  }
+  return specs;
+}
+
+bool learns(const ModelConfig& config, const TrainableOptions& options, const TensorSpec& spec) {
+  switch (options.mode) {
+    case TrainableMode::kNone:
+      return false;
+    case TrainableMode::kAll:
+      return true;
+    case TrainableMode::kLastLayers:
+      if (spec.layer >= 0) return spec.layer >= config.num_layers - options.last_layers;
+      return spec.role != TensorRole::kTokenEmbedding && spec.role != TensorRole::kPositionEmbedding;
+    case TrainableMode::kLora:
+      return spec.role == TensorRole::kScoreHead || is_adapter(spec);
+  }
+  return false;
+}
+
+}  // namespace
+
+ParameterCounts count_parameters(const ModelConfig& config, const TrainableOptions& trainable) {
+  ParameterCounts counts;
+  counts.first_trainable_layer = config.num_layers;
+  for (const TensorSpec& spec : all_tensors(config, trainable)) {
+    counts.total += spec.num_elements();
+    if (!learns(config, trainable, spec)) continue;
+    counts.trainable += spec.num_elements();
+    const bool embeds =
+        spec.role == TensorRole::kTokenEmbedding || spec.role == TensorRole::kPositionEmbedding;
+    if (embeds || spec.layer >= 0)
+      counts.first_trainable_layer =
+          std::min(counts.first_trainable_layer, std::max<std::int64_t>(0, spec.layer));
+  }
+  return counts;
+}
+
+template <class T>
+Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& trainable,
+                          const Parameters* base)
+    : config_(config), options_(trainable) {
+  for (TensorSpec& spec : all_tensors(config, trainable))
+    entries_.push_back({std::move(spec), nullptr, nullptr, false});
+  place(base);
+  build_weights();
 }
 
 template <class T>
@@ -128,7 +157,7 @@ void Parameters<T>::place(const Parameters* base) {
   for (const Entry& entry : entries_) {
     const Entry* from = source(entry);
     const auto size = static_cast<std::size_t>(entry.spec.num_elements());
-    if (learns(entry.spec))
+    if (learns(config_, options_, entry.spec))
       learning += size;
     else if (!from || from->gradient)
       frozen += size;
@@ -144,7 +173,7 @@ void Parameters<T>::place(const Parameters* base) {
   for (Entry& entry : entries_) {
     const Entry* from = source(entry);
     const auto size = static_cast<std::size_t>(entry.spec.num_elements());
-    if (learns(entry.spec)) {
+    if (learns(config_, options_, entry.spec)) {
       entry.value = trainable_.data() + next_learning;
       entry.gradient = gradient_.data() + next_learning;
       next_learning += size;
@@ -364,7 +393,7 @@ void Parameters<T>::load(const WeightFile& file) {
   std::vector<T> transposed;
   for (Entry& entry : entries_) {
     const TensorSpec& spec = entry.spec;
-    if (spec.name.find(".lora_") != std::string::npos) continue;
+    if (is_adapter(spec)) continue;
     const auto size = static_cast<std::size_t>(spec.num_elements());
     const TensorInfo* info = file.find(spec.name);
     if (info && info->shape != spec.shape)
@@ -387,7 +416,7 @@ template <class T>
 void Parameters<T>::initialise(std::uint64_t seed, double std) {
   for (std::size_t e = 0; e < entries_.size(); ++e) {
     const TensorSpec& spec = entries_[e].spec;
-    if (entries_[e].shared || spec.name.find(".lora_") != std::string::npos) continue;
+    if (entries_[e].shared || is_adapter(spec)) continue;
     RandomStream random(seed, e);
     const auto size = static_cast<std::size_t>(spec.num_elements());
     const T one = config_.norm_plus_one ? 0 : 1;

@@ -42,6 +42,15 @@ struct TrainableOptions {
   }
 };
 
+/// Elements of a model's weights, and how many of them learn.
+struct ParameterCounts {
+  std::int64_t total = 0;                  ///< adapters included
+  std::int64_t trainable = 0;              ///< of them
+  std::int64_t first_trainable_layer = 0;  ///< backward goes down to it; num_layers = only the head learns
+};
+/// Counts what `Parameters(config, trainable, nullptr)` would allocate. @throws InvalidArgument as it.
+ParameterCounts count_parameters(const ModelConfig& config, const TrainableOptions& trainable);
+
 /// The weights of one model: flat buffers of frozen and of trainable elements and a flat gradient buffer,
 /// with every Hugging Face tensor a view into them. Frozen tensors may be shared between models (actor,
 /// critic, reference).
@@ -76,6 +85,7 @@ class Parameters {
   /// Bytes of weights this model owns itself, and of weights it shares.
   std::size_t owned_bytes() const;
   std::size_t shared_bytes() const;
+  std::size_t gradient_bytes() const { return gradient_.bytes(); }
 
   /// Reads every tensor from `file`. @throws IoError naming a missing tensor or a wrong shape.
   void load(const WeightFile& file);
@@ -93,10 +103,8 @@ class Parameters {
 
  private:
   Parameters() = default;
-  void add_lora_entries();
   void place(const Parameters* base);
   void build_weights();
-  bool learns(const TensorSpec& spec) const;
 
   ModelConfig config_;
   TrainableOptions options_;

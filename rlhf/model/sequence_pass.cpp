@@ -15,7 +15,21 @@ std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
 }
 
+// Targets whose logits exist at once.
+template <class T>
+std::int64_t logits_chunk_rows(const ModelConfig& config) {
+  return std::max<std::int64_t>(8, static_cast<std::int64_t>(kLogitsBytes / sizeof(T)) / config.vocab_size);
+}
+
 }  // namespace
+
+PassShape PassShape::at_most(std::int64_t tokens, std::int64_t sequences) {
+  return {tokens, tokens / kernels::kBlockTokens + 2 * std::min(sequences, tokens), tokens};
+}
+
+PassShape PassShape::of(const PackedRows& rows, std::size_t targets) {
+  return {rows.rows().size(), rows.num_blocks(), static_cast<std::int64_t>(targets)};
+}
 
 template <class T>
 SequencePass<T>::SequencePass(const ModelConfig& config, Compute<T> compute)
@@ -23,7 +37,7 @@ SequencePass<T>::SequencePass(const ModelConfig& config, Compute<T> compute)
 
 template <class T>
 std::int64_t SequencePass<T>::chunk_rows() const {
-  return std::max<std::int64_t>(8, static_cast<std::int64_t>(kLogitsBytes / sizeof(T)) / config_.vocab_size);
+  return logits_chunk_rows<T>(config_);
 }
 
 template <class T>
@@ -92,7 +106,7 @@ template <class T>
 void SequencePass<T>::chunk_logits(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk) {
   const std::int64_t n = static_cast<std::int64_t>(chunk.size()), D = config_.hidden_size,
                      V = config_.vocab_size;
-  gathered_.reserve_discard(size(chunk_rows() * D));
+  gathered_.reserve_discard(size(n * D));
   logits_.reserve_discard(size(n * V));
   for (std::int64_t i = 0; i < n; ++i) {
     RLHF_CHECK(chunk[size(i)].target >= 0 && chunk[size(i)].target < V, "token id ", chunk[size(i)].target,
@@ -144,7 +158,7 @@ void SequencePass<T>::token_logprobs_backward(const DecoderWeights<T>& weights,
                             logits_rows_[size(begin + i)], static_cast<double>(dlogprobs[size(begin + i)]),
                             dentropies.empty() ? 0 : static_cast<double>(dentropies[size(begin + i)]));
     });
-    dgathered_.reserve_discard(size(chunk * D));
+    dgathered_.reserve_discard(size(n * D));
     runner_.linear_backward(weights.head, n, gathered_.data(), logits_.data(), dgathered_.data(), false);
     for (std::int64_t i = 0; i < n; ++i)
       runner_.compute().table().add(dhidden_.data() + part[size(i)].row * D, dgathered_.data() + i * D, D);
@@ -214,28 +228,48 @@ void SequencePass<T>::backward(const DecoderWeights<T>& weights, const PackedRow
 }
 
 template <class T>
-std::size_t SequencePass<T>::activation_bytes(const ModelConfig& config, std::int64_t tokens,
-                                              std::int64_t layers) {
+std::size_t SequencePass<T>::activation_bytes(const ModelConfig& config, const PassShape& shape,
+                                              std::int64_t kept_layers) {
   const std::int64_t D = config.hidden_size, q = config.query_width(), kv = config.kv_width();
-  const std::int64_t F = config.intermediate_size * (config.gated_mlp ? 2 : 1);
-  const std::int64_t per_layer = 2 * D + 2 * q + 2 * kv + F + config.num_heads + 4 +
-                                 (config.qk_norm ? q + 2 * kv : 0) + (config.post_norms ? 2 * D : 0);
-  const std::int64_t scratch = 12 * D + 4 * (q + 2 * kv) + 5 * F;
-  return size(tokens * (layers * per_layer + scratch)) * sizeof(T) + kLogitsBytes;
+  const std::int64_t qkv = q + 2 * kv, F = config.intermediate_size, M = config.gated_mlp ? 2 * F : F;
+  const bool trains = kept_layers > 0;
+  // Trunk, residual stream, normed states and the scratch of one layer's forward.
+  std::int64_t per_row = 4 * D + 2 + qkv + q + M + F + (config.post_norms ? D : 0);
+  if (trains) per_row += 3 * D + qkv + q + M + F + (config.post_norms ? D + 1 : 0);  // gradients
+  const std::int64_t per_layer =
+      2 * D + 2 * q + M + config.num_heads + 4 + (config.qk_norm ? qkv : 0) + (config.post_norms ? 2 * D : 0);
+  const std::int64_t per_block = 2 * kv * kernels::kBlockTokens;
+  // K/V of one frozen layer at a time, of all kept ones, and the gradient of one.
+  const std::int64_t stored_layers = 1 + kept_layers + (trains ? 1 : 0);
+  const std::int64_t chunk = std::min(shape.targets, logits_chunk_rows<T>(config));
+  const std::int64_t rope = config.learned_positions ? 0 : std::max<std::int64_t>(256, shape.rows);
+  return size(shape.rows * (per_row + kept_layers * per_layer) + shape.blocks * per_block * stored_layers +
+              chunk * (config.vocab_size + (trains ? 2 : 1) * D) + rope * config.head_dim) *
+         sizeof(T);
 }
 
 template <class T>
 std::size_t SequencePass<T>::held_bytes() const {
-  std::size_t total = trunk_store_.bytes() + store_.bytes() + logits_.bytes();
+  std::size_t total = trunk_store_.bytes() + store_.bytes() + logits_.bytes() + runner_.scratch_bytes();
   for (const Buffer<T>* b :
        {&trunk_, &x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_, &dgathered_})
     total += b->bytes();
-  for (const LayerActivations<T>& a : activations_)
-    for (const Buffer<T>* b :
-         {&a.input, &a.q, &a.attention, &a.lse, &a.middle, &a.gate_up, &a.attention_mean, &a.attention_rstd,
-          &a.mlp_mean, &a.mlp_rstd, &a.qkv_raw, &a.post_attention_in, &a.post_mlp_in})
-      total += b->bytes();
+  for (const LayerActivations<T>& a : activations_) total += a.bytes();
   return total;
+}
+
+template <class T>
+void SequencePass<T>::release() {
+  trunk_store_ = KvStore<T>(config_, 1, 0);
+  store_ = {};
+  store_layers_ = 0;
+  activations_.clear();
+  for (Buffer<T>* b :
+       {&trunk_, &x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_, &dgathered_, &logits_})
+    *b = {};
+  runner_.release_scratch();
+  cached_chunk_ = nullptr;
+  trunk_layer_ = -1;
 }
 
 template class SequencePass<float>;

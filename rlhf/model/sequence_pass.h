@@ -14,6 +14,18 @@ struct TokenTarget {
   TokenId target = 0;
 };
 
+/// What the memory of a pass depends on.
+struct PassShape {
+  std::int64_t rows = 0;     ///< tokens, common heads counted once
+  std::int64_t blocks = 0;   ///< K/V blocks of the rows
+  std::int64_t targets = 0;  ///< tokens whose log-probs are asked
+
+  /// The largest pass of at most `tokens` rows and `sequences` sequences: each begins and ends a block.
+  static PassShape at_most(std::int64_t tokens, std::int64_t sequences);
+  static PassShape of(const PackedRows& rows, std::size_t targets);
+  bool operator==(const PassShape&) const = default;
+};
+
 /// Forward (and backward) of whole sequences without a cache: scoring and training. Keeps activations of the
 /// last `forward` until the next one. One per lane; buffers are reused.
 template <class T>
@@ -60,9 +72,14 @@ class SequencePass {
   /// collected; adds to the weights' gradients.
   void backward(const DecoderWeights<T>& weights, const PackedRows& rows);
 
-  /// Bytes held for `rows` tokens with activations of `layers` kept.
-  static std::size_t activation_bytes(const ModelConfig& config, std::int64_t tokens, std::int64_t layers);
+  /// Bytes that a pass takes when the activations of `kept_layers` layers are kept for backward (0 = it only
+  /// scores). Adapters' few numbers a row are left out.
+  static std::size_t activation_bytes(const ModelConfig& config, const PassShape& shape,
+                                      std::int64_t kept_layers);
+  /// Bytes held now: those of the largest passes so far, buffer by buffer.
   std::size_t held_bytes() const;
+  /// Gives all buffers back; what the last forward has kept is lost.
+  void release();
 
  private:
   std::int64_t chunk_rows() const;

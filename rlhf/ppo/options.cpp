@@ -11,13 +11,22 @@ bool needs_reference(const PpoOptions& options) {
   return in_reward || options.policy.kl.coefficient > 0;
 }
 
+const char* whole_batch_key(const PpoOptions& options) {
+  if (options.advantage.whitening != Whitening::kNone) return "advantage.whitening";
+  if (options.reward.whiten) return "reward.whiten";
+  if (options.advantage.group.baseline == GroupBaseline::kBatchMean) return "advantage.group.baseline";
+  if (options.advantage.group.scale == GroupScale::kBatch ||
+      options.advantage.group.scale == GroupScale::kNonZeroShare)
+    return "advantage.group.scale";
+  if (options.correction.batch_normalize) return "correction.batch_normalize";
+  if (!options.correction.rejection.empty()) return "correction.rejection";
+  if (needs_totals(options.policy)) return "policy.aggregation";
+  if (needs_critic(options) && needs_widest_row(options.value.aggregation)) return "value.aggregation";
+  return nullptr;
+}
+
 bool needs_whole_batch(const PpoOptions& options) {
-  return options.advantage.whitening != Whitening::kNone || options.reward.whiten ||
-         options.advantage.group.baseline == GroupBaseline::kBatchMean ||
-         options.advantage.group.scale == GroupScale::kBatch ||
-         options.advantage.group.scale == GroupScale::kNonZeroShare || options.correction.batch_normalize ||
-         !options.correction.rejection.empty() || needs_totals(options.policy) ||
-         (needs_critic(options) && needs_widest_row(options.value.aggregation));
+  return whole_batch_key(options) != nullptr;
 }
 
 namespace {

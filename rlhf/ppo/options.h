@@ -205,5 +205,7 @@ bool needs_reference(const PpoOptions& options);
 /// True when advantages or loss can be computed only once the whole batch is scored (whitening, batch
 /// baselines, rejection, normalisers that are not a factor).
 bool needs_whole_batch(const PpoOptions& options);
+/// The key (below ppo.algorithm) that makes it so, the first of them; null when nothing does.
+const char* whole_batch_key(const PpoOptions& options);
 
 }  // namespace rlhf::ppo

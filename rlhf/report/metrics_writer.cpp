@@ -48,20 +48,28 @@ MetricsWriter MetricsWriter::resume(const std::filesystem::path& path, const std
   return MetricsWriter(path);
 }
 
-void MetricsWriter::write(const std::string& stage, std::int64_t step, const Metrics& metrics) {
+template <class Values, class ToJson>
+void MetricsWriter::write_line(const std::string& stage, std::int64_t step, const Values& values,
+                               const ToJson& to_json) {
   nlohmann::ordered_json line{{"stage", stage}, {"step", step}};
-  for (const auto& [name, value] : metrics) {
+  for (const auto& [name, value] : values) {
     RLHF_CHECK(!line.contains(name), "metrics: ", name, " is given twice in stage ", stage, ", step ", step);
-    if (std::isfinite(value)) {
-      line[name] = value;
-    } else {
-      line[name] = nullptr;
-    }
+    line[name] = to_json(value);
   }
   file_ << line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) << '\n' << std::flush;
   if (!file_)
     fail<IoError>(path_.string(), ": cannot write the line of stage ", stage, ", step ", step,
                   " (disk full?)");
+}
+
+void MetricsWriter::write(const std::string& stage, std::int64_t step, const Metrics& metrics) {
+  write_line(stage, step, metrics, [](double value) {
+    return std::isfinite(value) ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
+  });
+}
+
+void MetricsWriter::write(const std::string& stage, std::int64_t step, const Hashes& hashes) {
+  write_line(stage, step, hashes, [](const std::string& hash) { return nlohmann::ordered_json(hash); });
 }
 
 }  // namespace rlhf

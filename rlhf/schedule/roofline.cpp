@@ -9,10 +9,11 @@ namespace rlhf::schedule {
 namespace {
 
 // Data sheets: NVIDIA A100 80GB SXM and H100 SXM. NVLink's 600 and 900 GB/s count both directions. Network:
-// one card a device as in the DGX A100 (200 Gb/s) and DGX H100 (400 Gb/s).
+// one card a device as in the DGX A100 (200 Gb/s) and DGX H100 (400 Gb/s). Both have five
+// stacks of 16 GiB.
 constexpr std::array kAccelerators = {
-    Accelerator{"a100-80g", 312e12, 2.039e12, 300e9, 25e9, 8},
-    Accelerator{"h100-80g", 989e12, 3.35e12, 450e9, 50e9, 8},
+    Accelerator{"a100-80g", 312e12, 2.039e12, 300e9, 25e9, 8, std::uint64_t{80} << 30},
+    Accelerator{"h100-80g", 989e12, 3.35e12, 450e9, 50e9, 8, std::uint64_t{80} << 30},
 };
 
 }  // namespace

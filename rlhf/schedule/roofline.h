@@ -15,6 +15,7 @@ struct Accelerator {
   double node_bytes_per_s = 0;     ///< one direction, to devices of the same node
   double cluster_bytes_per_s = 0;  ///< one direction, one network card a device
   std::int64_t devices_per_node = 8;
+  std::uint64_t memory_bytes = 0;
 };
 /// The devices that are known by name.
 std::span<const Accelerator> accelerators();

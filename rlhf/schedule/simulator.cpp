@@ -73,6 +73,7 @@ class Rank {
     if (tokens.size() > total.tokens_by_staleness.size()) total.tokens_by_staleness.resize(tokens.size());
     for (std::size_t i = 0; i < tokens.size(); ++i) total.tokens_by_staleness[i] += tokens[i];
     for (std::size_t i = 0; i < busy_s_.size(); ++i) total.busy_s[i] += busy_s_[i];
+    for (std::size_t i = 0; i < task_s_.size(); ++i) total.task_s[i] += task_s_[i];
     for (std::size_t i = 0; i < wait_s_.size(); ++i) total.wait_s[i] += wait_s_[i];
     total.idle_s += idle_s_;
   }
@@ -152,9 +153,10 @@ class Rank {
   void account(const std::array<bool, 2>& computes, double seconds) {
     for (const Lane lane : kAllLanes) {
       auto& slot = lanes_[index(lane)];
-      if (computes[index(lane)])
+      if (computes[index(lane)]) {
         busy_s_[index(lane)] += seconds;
-      else if (slot)
+        task_s_[static_cast<std::size_t>(slot->action.task)] += seconds;
+      } else if (slot)
         wait_s_[static_cast<std::size_t>(slot->waiting()->why)] += seconds;
       else if (lane == Lane::kTrain)
         wait_s_[static_cast<std::size_t>(Wait::kSamples)] += seconds;
@@ -190,6 +192,7 @@ class Rank {
   bool at_barrier_ = false;
   double now_s_ = 0, idle_s_ = 0;
   std::array<double, kAllLanes.size()> busy_s_{};
+  std::array<double, kAllTasks.size()> task_s_{};
   std::array<double, kAllWaits.size()> wait_s_{};
   std::vector<double> finish_s_;  // of each iteration
 };

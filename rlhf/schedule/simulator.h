@@ -34,12 +34,17 @@ struct Simulation {
   std::int64_t trained_tokens = 0;                ///< of responses
   std::vector<std::int64_t> tokens_by_staleness;  ///< [versions behind]
   std::array<double, kAllLanes.size()> busy_s{};
+  std::array<double, kAllTasks.size()> task_s{};  ///< busy_s by task
   std::array<double, kAllWaits.size()> wait_s{};
   double idle_s = 0;  ///< neither lane of a device computed
 
   double device_s() const { return wall_s * static_cast<double>(devices); }
   double utilisation(Lane lane) const { return busy_s[static_cast<std::size_t>(lane)] / device_s(); }
   double waiting(Wait wait) const { return wait_s[static_cast<std::size_t>(wait)] / device_s(); }
+  /// Seconds of a task in an iteration of one device.
+  double iteration_seconds(Task task) const {
+    return task_s[static_cast<std::size_t>(task)] / static_cast<double>(devices * iteration_s.size());
+  }
   double samples_per_s() const { return static_cast<double>(trained_samples) / wall_s; }
   double tokens_per_s() const { return static_cast<double>(trained_tokens) / wall_s; }
   double mean_staleness() const;

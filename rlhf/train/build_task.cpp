@@ -262,6 +262,13 @@ TrainingExample make_example(const LanguageModel& model, const std::vector<Token
   return example;
 }
 
+LanguageModel load_policy(const RunOptions& options) {
+  const ModelSection& section = options.model;
+  if (section.new_model)
+    return LanguageModel::create(*section.new_model, section.trainable, options.run.seed);
+  return LanguageModel::load(section.path, section.trainable);
+}
+
 TaskData build_task(const RunOptions& options, const LanguageModel& model) {
   TaskData data;
   switch (options.data.source) {

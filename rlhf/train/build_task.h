@@ -5,6 +5,9 @@
 
 namespace rlhf {
 
+/// The run's policy as it starts: loaded or new. @throws IoError
+LanguageModel load_policy(const RunOptions& options);
+
 /// Reads or generates all data that the run's stages need and tokenises it for `model`.
 /// @throws IoError, InvalidArgument naming file and line, or the case that does not fit the model's context.
 TaskData build_task(const RunOptions& options, const LanguageModel& model);

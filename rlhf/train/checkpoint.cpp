@@ -1,5 +1,7 @@
 #include "rlhf/train/checkpoint.h"
 
+#include <cstdio>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "rlhf/core/atomic_file.h"
@@ -13,18 +15,54 @@ StageCheckpoint::StageCheckpoint(const StageContext& context, std::string stage,
                                  std::vector<LearningModel> models)
     : context_(context), stage_(std::move(stage)), folder_(context.checkpoints), models_(std::move(models)) {}
 
+std::string StageCheckpoint::slot_file(int slot) const {
+  return concat(stage_, ".", slot, ".safetensors");
+}
+
+std::string StageCheckpoint::step_name(std::int64_t steps) const {
+  char number[24];
+  std::snprintf(number, sizeof number, "%06lld", static_cast<long long>(steps));
+  return stage_ + ".step-" + number;
+}
+
+// The latest state that may be started from, and its manifest; null when there is none.
+nlohmann::json StageCheckpoint::find_state() const {
+  const std::int64_t most_steps =
+      context_.replay_step > 0 ? context_.replay_step - 1 : std::numeric_limits<std::int64_t>::max();
+  nlohmann::json best;
+  const auto consider = [&](const std::filesystem::path& path) {
+    try {
+      nlohmann::json state = nlohmann::json::parse(read_text_file(path));
+      const std::int64_t steps = state.at("steps");
+      if (steps > most_steps || (!best.is_null() && steps <= best.at("steps").get<std::int64_t>())) return;
+      best = std::move(state);
+      best["manifest"] = path.string();
+    } catch (const nlohmann::json::exception& error) {
+      fail<IoError>(path.string(), ": not a checkpoint manifest: ", error.what());
+    }
+  };
+  if (std::filesystem::exists(manifest())) consider(manifest());
+  if (context_.replay_step == 0 || !std::filesystem::exists(folder_)) return best;
+  for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with(stage_ + ".step-") && name.ends_with(".json")) consider(entry.path());
+  }
+  return best;
+}
+
 std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
-  if (folder_.empty() || !context_.resume || !std::filesystem::exists(manifest())) return 0;
-  nlohmann::json state;
+  if (folder_.empty() || !context_.resume) return 0;
+  const nlohmann::json state = find_state();
+  if (state.is_null()) return 0;
+  const std::string path = state.at("manifest");
   try {
-    state = nlohmann::json::parse(read_text_file(manifest()));
     const std::string fingerprint = state.at("fingerprint");
     if (fingerprint != context_.fingerprint)
-      fail<IoError>(manifest().string(), ": this checkpoint was written under another configuration (",
-                    fingerprint, ", now ", context_.fingerprint,
+      fail<IoError>(path, ": this checkpoint was written under another configuration (", fingerprint,
+                    ", now ", context_.fingerprint,
                     "); resume with the run's config.resolved.yaml or use another run.dir");
-    const int slot = state.at("slot");
-    const auto file = WeightFile::open(folder_ / concat(stage_, ".", slot, ".safetensors"));
+    const std::string tensors = state.at("tensors");
+    const auto file = WeightFile::open(folder_ / tensors);
     for (const LearningModel& model : models_) {
       file->read(model.name + ".weights", model.parameters->trainable());
       if (!model.optimizer) continue;
@@ -33,15 +71,16 @@ std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
       model.optimizer->set_num_steps(state.at("optimizer_steps").at(model.name));
     }
     for (const auto& [name, value] : state.at("numbers").items()) numbers[name] = value;
-    next_slot_ = 1 - slot;
+    if (tensors == slot_file(0)) next_slot_ = 1;
     return state.at("steps");
   } catch (const nlohmann::json::exception& error) {
-    fail<IoError>(manifest().string(), ": not a checkpoint manifest: ", error.what());
+    fail<IoError>(path, ": not a checkpoint manifest: ", error.what());
   }
 }
 
 void StageCheckpoint::after_step(std::int64_t steps_done, std::int64_t total_steps,
                                  const std::map<std::string, double>& numbers) {
+  if (context_.replay_step > 0) return;
   if (folder_.empty()) {
     if (context_.stop_requested()) throw StageStopped();
     return;
@@ -55,9 +94,11 @@ void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string,
   if (folder_.empty()) return;
   std::filesystem::create_directories(folder_);
   std::vector<OutputTensor> tensors;
+  const std::string history = step_name(steps_done);
+  const std::string file = context_.keep_checkpoints ? history + ".safetensors" : slot_file(next_slot_);
   nlohmann::json state = {{"stage", stage_},
                           {"steps", steps_done},
-                          {"slot", next_slot_},
+                          {"tensors", file},
                           {"fingerprint", context_.fingerprint},
                           {"numbers", numbers}};
   const auto add = [&](const std::string& name, std::span<const float> values) {
@@ -70,15 +111,16 @@ void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string,
     add(model.name + ".second_moment", model.optimizer->second_moment());
     state["optimizer_steps"][model.name] = model.optimizer->num_steps();
   }
-  save_safetensors(folder_ / concat(stage_, ".", next_slot_, ".safetensors"), tensors);
+  save_safetensors(folder_ / file, tensors);
+  if (context_.keep_checkpoints) write_file_atomically(folder_ / (history + ".json"), state.dump(1));
   write_file_atomically(manifest(), state.dump(1));
   next_slot_ = 1 - next_slot_;
 }
 
 void StageCheckpoint::remove() {
-  if (folder_.empty()) return;
+  if (folder_.empty() || context_.replay_step > 0) return;
   std::filesystem::remove(manifest());
-  for (int slot : {0, 1}) std::filesystem::remove(folder_ / concat(stage_, ".", slot, ".safetensors"));
+  for (int slot : {0, 1}) std::filesystem::remove(folder_ / slot_file(slot));
 }
 
 }  // namespace rlhf

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <nlohmann/json_fwd.hpp>
 #include <string>
 
 #include "rlhf/model/parameters.h"
@@ -21,17 +22,17 @@ struct LearningModel {
 /// State of an unfinished stage: weights that learn, moments, step and a few numbers (controller states).
 /// Data order and draws are functions of seed and step, so this is all a run needs to continue bit for bit.
 ///
-/// Two slots are written in turn; the manifest that names the valid one is replaced atomically and last, so a
-/// crash or a full disk leaves the earlier checkpoint intact.
+/// Two slots are written in turn, or with keep_checkpoints a file a step; the manifest that names the valid
+/// one is replaced atomically and last, so a crash or a full disk leaves the earlier checkpoint intact.
 class StageCheckpoint {
  public:
   StageCheckpoint(const StageContext& context, std::string stage, std::vector<LearningModel> models);
 
-  /// Restores the latest state. @return steps done, 0 when there is no checkpoint or the stage does not
-  /// resume.
+  /// Restores the latest state; for a replay the latest before its step, of those that were kept as well.
+  /// @return steps done, 0 when there is no checkpoint or the stage does not resume.
   /// @throws IoError when it was written under another configuration or does not fit the models.
   std::int64_t restore(std::map<std::string, double>& numbers);
-  /// Writes a checkpoint when one is due or a stop is requested.
+  /// Writes a checkpoint when one is due or a stop is requested; a replay writes none.
   /// @throws StageStopped after writing when a stop is requested.
   void after_step(std::int64_t steps_done, std::int64_t total_steps,
                   const std::map<std::string, double>& numbers);
@@ -42,6 +43,9 @@ class StageCheckpoint {
 
  private:
   std::filesystem::path manifest() const { return folder_ / (stage_ + ".json"); }
+  std::string slot_file(int slot) const;
+  std::string step_name(std::int64_t steps) const;
+  nlohmann::json find_state() const;
 
   const StageContext& context_;
   std::string stage_;

@@ -88,7 +88,7 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
                     const RolloutOptions& rollout, std::uint32_t draws, const StageContext& context) {
   RLHF_CHECK(!data.eval_prompts.empty(), "eval: there are no held-out prompts");
   Stopwatch watch;
-  auto engine = make_engine(model, rollout, data.eval_prompts, context.compute);
+  auto engine = make_engine(model, {rollout, data.eval_prompts, context.compute, context.max_blocks});
   std::vector<GenerationRequest> requests;
   for (const Prompt& prompt : data.eval_prompts) {
     requests.push_back(make_request(prompt, rollout, model, data));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <map>
 
+#include "rlhf/core/error.h"
+
 namespace rlhf {
 
 GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollout,
@@ -18,22 +20,35 @@ GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollo
   return request;
 }
 
-std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const RolloutOptions& rollout,
-                                           const std::vector<Prompt>& prompts, const Compute<float>& compute,
-                                           std::int64_t trunk_layers) {
+BlockNeed block_need(const RolloutOptions& rollout, std::int64_t longest_prompt) {
+  const std::int64_t tokens = longest_prompt + rollout.max_new_tokens;
+  return {RolloutEngine::blocks_for(1, tokens), RolloutEngine::blocks_for(rollout.max_sequences + 1, tokens)};
+}
+
+std::int64_t longest_prompt(const std::vector<Prompt>& prompts) {
   std::size_t longest = 1;
   for (const Prompt& prompt : prompts) longest = std::max(longest, prompt.tokens.size());
+  return static_cast<std::int64_t>(longest);
+}
+
+std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const EngineSetting& setting) {
+  const RolloutOptions& rollout = setting.rollout;
+  const BlockNeed need = block_need(rollout, longest_prompt(setting.prompts));
+  if (setting.max_blocks < need.minimum)
+    fail<MemoryError>("rollout: the memory budget leaves ", setting.max_blocks,
+                      " K/V blocks, the longest prompt "
+                      "and response need ",
+                      need.minimum);
   RolloutEngineOptions options;
   options.max_sequences = rollout.max_sequences;
   options.max_tokens_per_step = rollout.max_tokens_per_step;
   options.max_draft_rows = rollout.draft_rows;
-  options.trunk_layers = trunk_layers;
-  options.num_blocks = RolloutEngine::blocks_for(rollout.max_sequences + 1,
-                                                 static_cast<std::int64_t>(longest) + rollout.max_new_tokens);
+  options.trunk_layers = setting.trunk_layers;
+  options.num_blocks = std::min(need.wanted, setting.max_blocks);
   std::function<std::string(TokenId)> token_bytes;
   if (model.has_tokenizer())
     token_bytes = [tokenizer = model.tokenizer()](TokenId id) { return tokenizer.token_bytes(id); };
-  return std::make_unique<RolloutEngine>(model.config(), compute, options, std::move(token_bytes));
+  return std::make_unique<RolloutEngine>(model.config(), setting.compute, options, std::move(token_bytes));
 }
 
 std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<float>& weights,

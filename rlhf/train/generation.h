@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,11 +39,26 @@ struct RolloutOptions {
 /// One prompt's request with the run's sampling, stop tokens and the task's tool.
 GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollout,
                                const LanguageModel& model, const TaskData& data);
-/// An engine whose cache holds `max_sequences` samples of the longest prompt and response.
-/// @param trunk_layers see RolloutEngineOptions
-std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const RolloutOptions& rollout,
-                                           const std::vector<Prompt>& prompts, const Compute<float>& compute,
-                                           std::int64_t trunk_layers = 0);
+/// K/V blocks of a generator: to hold `max_sequences` samples of the longest prompt and response, and the
+/// least with which it can answer every prompt.
+struct BlockNeed {
+  std::int64_t minimum = 0, wanted = 0;
+};
+BlockNeed block_need(const RolloutOptions& rollout, std::int64_t longest_prompt);
+/// Tokens of the longest of some prompts, at least 1.
+std::int64_t longest_prompt(const std::vector<Prompt>& prompts);
+
+/// What an engine is made for, beside the model.
+struct EngineSetting {
+  const RolloutOptions& rollout;
+  const std::vector<Prompt>& prompts;
+  Compute<float> compute;
+  std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();  ///< most K/V blocks, if it wants more
+  std::int64_t trunk_layers = 0;                                       ///< see RolloutEngineOptions
+};
+/// An engine with the K/V blocks it wants, or as many as it may have; samples are the same. @throws
+/// MemoryError when these are fewer than it needs.
+std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const EngineSetting& setting);
 /// Runs all requests to the end. Samples are ordered by (request, sample index).
 std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<float>& weights,
                                  WeightVersion version, std::vector<GenerationRequest> requests);

@@ -22,7 +22,7 @@ GroupSampler::GroupSampler(std::string stage, const LanguageModel& policy,
       judges_{data, reward_model, options.reward_model_weight} {
   RLHF_CHECK(!data.train_prompts.empty(), stage_, ": there are no prompts");
   judges_.check(stage_);
-  engine_ = make_engine(policy, rollout, data.train_prompts, context.compute);
+  engine_ = make_engine(policy, {rollout, data.train_prompts, context.compute, context.max_blocks});
 }
 
 std::vector<ResponseGroup> GroupSampler::sample(std::int64_t iteration, std::int64_t num_prompts) {

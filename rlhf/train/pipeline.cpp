@@ -1,12 +1,16 @@
 #include "rlhf/train/pipeline.h"
 
 #include <algorithm>
+#include <array>
+#include <numeric>
 
 #include "rlhf/core/error.h"
 #include "rlhf/model/safetensors.h"
 #include "rlhf/model/weight_file.h"
 #include "rlhf/train/build_task.h"
+#include "rlhf/train/memory_plan.h"
 #include "rlhf/train/online_preference.h"
+#include "rlhf/train/plan_advice.h"
 #include "rlhf/train/ppo_trainer.h"
 #include "rlhf/train/preference.h"
 #include "rlhf/train/rejection_sampling.h"
@@ -14,12 +18,9 @@
 namespace rlhf {
 namespace {
 
-LanguageModel load_policy(const RunOptions& options) {
-  const ModelSection& section = options.model;
-  if (section.new_model)
-    return LanguageModel::create(*section.new_model, section.trainable, options.run.seed);
-  return LanguageModel::load(section.path, section.trainable);
-}
+constexpr std::array kTrainedStages = {
+    Stage::kPretrain,         Stage::kSft, Stage::kReward, Stage::kPreference, Stage::kRejectionSampling,
+    Stage::kOnlinePreference, Stage::kPpo};
 
 }  // namespace
 
@@ -48,79 +49,39 @@ StageContext Pipeline::context() {
   if (!settings_.directory.empty()) context.checkpoints = settings_.directory / "checkpoints";
   context.resume = settings_.start == PipelineSettings::Start::kResume;
   context.checkpoint_every = options_.run.checkpoint_every;
+  context.keep_checkpoints = options_.run.keep_checkpoints;
+  context.replay_step = settings_.replay_step;
   context.fingerprint = settings_.fingerprint;
+  context.memory_budget = memory_budget_;
+  context.max_blocks = max_blocks_;
   return context;
 }
 
-// What the run will hold at its peak, checked against the budget before anything is trained.
+// Who will hold what at the peak, checked against the budget before anything is trained.
 void Pipeline::plan_memory() {
-  const auto weights = static_cast<std::uint64_t>(policy_.parameters().owned_bytes());
-  const auto trainable = static_cast<std::uint64_t>(policy_.parameters().trainable().size_bytes());
-  const bool ppo = options_.has_stage(Stage::kPpo);
-  const std::uint64_t critic = ppo && ppo::needs_critic(options_.ppo.algorithm) ? 1 : 0;
-  const bool online = options_.has_stage(Stage::kOnlinePreference);
-  const std::uint64_t reference =
-      (ppo && needs_ppo_reference()) || (online && ppo::needs_reference(options_.online_preference.loss)) ? 1
-                                                                                                          : 0;
-  const std::uint64_t reward = options_.has_stage(Stage::kReward) ? 1 : 0;
-  const bool trains = std::ranges::any_of(
-      options_.stages, [](const std::string& stage) { return stage != to_string(Stage::kEval); });
-  memory_.emplace_back("policy weights", weights);
-  if (trains) memory_.emplace_back("policy gradient and moments", 3 * trainable);
-  if (critic) memory_.emplace_back("critic (own part: weights, gradient, moments)", 4 * trainable);
-  if (reference) memory_.emplace_back("reference (own part)", trainable);
-  if (reward) memory_.emplace_back("reward model (own part: weights, gradient)", 2 * trainable);
-  std::size_t longest = 1;
-  for (const auto* prompts : {&data_.train_prompts, &data_.eval_prompts})
-    for (const Prompt& prompt : *prompts) longest = std::max(longest, prompt.tokens.size());
-  const std::int64_t blocks =
-      RolloutEngine::blocks_for(options_.rollout.max_sequences + 1,
-                                static_cast<std::int64_t>(longest) + options_.rollout.max_new_tokens);
-  const bool keeps_trunk = ppo && policy_.parameters().weights().first_trainable_layer > 0;
-  const std::uint64_t trunk_bytes =
-      keeps_trunk
-          ? static_cast<std::uint64_t>(kernels::kBlockTokens * policy_.config().hidden_size) * sizeof(float)
-          : 0;
-  const std::uint64_t kv =
-      (KvStore<float>::block_bytes(policy_.config(), policy_.config().num_layers) + trunk_bytes) *
-      static_cast<std::uint64_t>(blocks);
-  if (options_.needs_prompts() || options_.has_stage(Stage::kEval)) memory_.emplace_back("K/V cache", kv);
-  const std::int64_t layers =
-      policy_.config().num_layers - policy_.parameters().weights().first_trainable_layer;
-  const std::int64_t tokens =
-      std::max({options_.ppo.max_tokens_per_micro_batch, options_.sft.max_tokens_per_micro_batch,
-                options_.reward.max_tokens_per_micro_batch, options_.preference.max_tokens_per_micro_batch,
-                options_.rejection_sampling.sft.max_tokens_per_micro_batch,
-                options_.online_preference.max_tokens_per_micro_batch});
-  if (trains)
-    memory_.emplace_back("activations",
-                         SequencePass<float>::activation_bytes(policy_.config(), tokens, layers));
-  if (ppo && layers < policy_.config().num_layers)
-    memory_.emplace_back(
-        "frozen layers' results of a batch",
-        std::min(options_.ppo.trunk_cache.resolve(machine_memory_bytes()),
-                 static_cast<std::uint64_t>(options_.ppo.algorithm.prompts_per_step *
-                                            options_.ppo.algorithm.samples_per_prompt) *
-                     (longest + static_cast<std::uint64_t>(options_.rollout.max_new_tokens)) *
-                     static_cast<std::uint64_t>(policy_.config().hidden_size) * sizeof(float)));
-  std::uint64_t total = 0;
+  const PlanSetting setting{policy_.config(),
+                            std::max(longest_prompt(data_.train_prompts), longest_prompt(data_.eval_prompts)),
+                            machine_memory_bytes()};
+  memory_budget_ = options_.memory.budget.resolve(setting.machine_bytes);
+  require_fit(options_, setting, memory_budget_, "memory.budget");
+  const MemoryPlan plan = rlhf::plan_memory(options_, setting);
   std::string list;
-  for (const auto& [name, bytes] : memory_) {
-    total += bytes;
-    list += concat("\n  ", bytes >> 20, " MiB  ", name);
+  std::uint64_t total = 0;
+  for (std::size_t i = 0; i < plan.tenants.size(); ++i) {
+    const PlannedTenant& tenant = plan.tenants[i];
+    std::uint64_t held = 0;
+    for (const Phase phase : kAllPhases) held = std::max(held, plan.held(phase, memory_budget_)[i]);
+    memory_.emplace_back(tenant.name, held);
+    list += concat("\n  ", memory_text(held), "  ", tenant.name);
+    if (held < tenant.peak_bytes()) list += concat(" (wants ", memory_text(tenant.peak_bytes()), ")");
   }
-  const std::uint64_t budget = options_.memory.budget.resolve(machine_memory_bytes());
-  if (total > budget)
-    fail<MemoryError>("memory.budget is ", budget >> 20, " MiB but the run needs ", total >> 20,
-                      " MiB:", list,
-                      "\nlower max_tokens_per_micro_batch or rollout.max_sequences, or train fewer layers "
-                      "(model.trainable: last_layers)");
-  observer_.message(LogLevel::kInfo,
-                    concat("memory: ", total >> 20, " MiB of a budget of ", budget >> 20, " MiB", list));
-  if (policy_.parameters().trainable_options().mode != TrainableMode::kAll)
-    observer_.message(LogLevel::kInfo, concat("memory: sharing the frozen trunk saves ",
-                                              ((weights - trainable) * (critic + reference + reward)) >> 20,
-                                              " MiB of copies"));
+  for (const Phase phase : kAllPhases) {
+    const auto held = plan.held(phase, memory_budget_);
+    total = std::max(total, std::accumulate(held.begin(), held.end(), std::uint64_t{0}));
+  }
+  observer_.message(LogLevel::kInfo, concat("memory: at most ", memory_text(total), " of a budget of ",
+                                            memory_text(memory_budget_), list));
+  max_blocks_ = blocks_under(options_, setting, memory_budget_);
 }
 
 // Two runs must not mix: what an earlier one left is continued, deleted or in the way.
@@ -145,8 +106,7 @@ RunReport Pipeline::run() {
   clear_directory();
   const bool judged = options_.has_stage(Stage::kEval);
   if (judged && options_.eval.base) judge("base");
-  for (Stage stage : {Stage::kPretrain, Stage::kSft, Stage::kReward, Stage::kPreference,
-                      Stage::kRejectionSampling, Stage::kOnlinePreference, Stage::kPpo})
+  for (const Stage stage : kTrainedStages)
     if (options_.has_stage(stage)) run_stage(stage);
   if (reward_model_) {
     // Only now, so that the stages before the reward model have its scores too.
@@ -165,32 +125,41 @@ RunReport Pipeline::run() {
 void Pipeline::run_stage(Stage stage) {
   const std::string name = to_string(stage);
   Stopwatch watch;
-  switch (stage) {
-    case Stage::kPretrain:
-    case Stage::kSft:
-      train_policy_stage(stage);
-      break;
-    case Stage::kReward:
-      train_reward_model();
-      break;
-    case Stage::kPreference:
-      train_preference();
-      break;
-    case Stage::kRejectionSampling:
-      train_rejection_sampling();
-      break;
-    case Stage::kOnlinePreference:
-      train_online_preference();
-      break;
-    case Stage::kPpo:
-      train_ppo();
-      break;
-    case Stage::kEval:
-      break;
-  }
+  train_stage(stage);
   timings_.push_back({name, "train", watch.lap()});
   if (stage != Stage::kReward && options_.has_stage(Stage::kEval)) judge(name);
   reference_.reset();
+}
+
+void Pipeline::replay() {
+  for (const Stage stage : kTrainedStages) {
+    if (!options_.has_stage(stage)) continue;
+    const std::string name = to_string(stage);
+    if (stage != Stage::kPpo && !is_done(name))
+      fail<IoError>((settings_.directory / "checkpoints").string(), ": holds no result of the stage ", name,
+                    ", which the stage ppo starts from");
+    train_stage(stage);
+  }
+}
+
+void Pipeline::train_stage(Stage stage) {
+  switch (stage) {
+    case Stage::kPretrain:
+    case Stage::kSft:
+      return train_policy_stage(stage);
+    case Stage::kReward:
+      return train_reward_model();
+    case Stage::kPreference:
+      return train_preference();
+    case Stage::kRejectionSampling:
+      return train_rejection_sampling();
+    case Stage::kOnlinePreference:
+      return train_online_preference();
+    case Stage::kPpo:
+      return train_ppo();
+    case Stage::kEval:
+      return;
+  }
 }
 
 void Pipeline::train_policy_stage(Stage stage) {
@@ -266,15 +235,11 @@ void Pipeline::train_online_preference() {
   save_final(name, policy_.parameters());
 }
 
-// For a KL in reward or loss, or for that of the report.
-bool Pipeline::needs_ppo_reference() const {
-  return ppo::needs_reference(options_.ppo.algorithm) || options_.has_stage(Stage::kEval);
-}
-
 void Pipeline::train_ppo() {
-  if (needs_ppo_reference())
+  if (needs_ppo_reference(options_))
     reference_ = std::make_unique<Parameters<float>>(policy_.parameters().frozen_copy());
-  if (is_done("ppo")) return load_final("ppo", policy_.parameters());
+  const bool replays = settings_.replay_step > 0;
+  if (!replays && is_done("ppo")) return load_final("ppo", policy_.parameters());
   const Parameters<float>* critic_base =
       options_.ppo.critic_init == CriticInit::kReward ? reward_model_.get() : nullptr;
   const StageContext stage_context = context();
@@ -282,7 +247,7 @@ void Pipeline::train_ppo() {
     const PpoSetting setting{data_, options_.rollout, options_.ppo, stage_context, options_.schedule};
     PpoTrainer(policy_, {reference_.get(), reward_model_.get(), critic_base}, setting).run();
   }
-  save_final("ppo", policy_.parameters());
+  if (!replays) save_final("ppo", policy_.parameters());
 }
 
 std::filesystem::path Pipeline::kept_evaluation(const std::string& name) const {

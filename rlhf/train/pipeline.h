@@ -22,6 +22,7 @@ struct PipelineSettings {
   std::filesystem::path directory;          ///< checkpoints and judged responses; empty = nothing is written
   const std::atomic<bool>* stop = nullptr;  ///< ends the run after the current step
   std::string fingerprint;                  ///< of the resolved configuration
+  std::int64_t replay_step = 0;             ///< for replay()
 };
 
 /// A whole run: loads the model, makes or reads the data and works through the stages. Embedders may add
@@ -41,18 +42,21 @@ class Pipeline {
   /// Runs all stages. Finished ones are skipped when resuming. @throws StageStopped after writing a
   /// checkpoint; Error when the directory holds checkpoints of another run.
   RunReport run();
+  /// Runs the PPO iteration `replay_step` again, from the latest state of the directory before it, and the
+  /// ones between. Nothing is written. @throws IoError when an earlier stage's result is missing.
+  void replay();
   /// Whether the final model's mean held-out score is below the SFT model's. After run().
   bool final_is_worse() const { return final_is_worse_; }
 
  private:
   void clear_directory() const;
   void run_stage(Stage stage);
+  void train_stage(Stage stage);
   void train_policy_stage(Stage stage);
   void train_reward_model();
   void train_preference();
   void train_rejection_sampling();
   void train_online_preference();
-  bool needs_ppo_reference() const;
   void train_ppo();
   void judge(const std::string& name);
   std::filesystem::path kept_evaluation(const std::string& name) const;
@@ -77,6 +81,8 @@ class Pipeline {
   std::vector<std::pair<std::string, double>> results_;
   std::vector<std::pair<std::string, std::uint64_t>> memory_;
   std::vector<std::string> warnings_;
+  std::uint64_t memory_budget_ = 0;
+  std::int64_t max_blocks_ = 0;
   bool final_is_worse_ = false;
 };
 

@@ -198,6 +198,7 @@ std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, 
 // One pass over some responses: models that share a trunk run it once.
 void PpoIteration::score_by_models(const Indices& samples) {
   const Pass pass(responses_, samples);
+  const auto memory = models_.memory->begin_pass(PassShape::of(pass.rows, pass.targets.size()), 0);
   run_trunk(samples, pass);
   const auto give = [&](const std::vector<double>& flat, std::vector<double> ppo::ScoredResponse::*field) {
     auto next = flat.begin();
@@ -372,6 +373,8 @@ void PpoIteration::plan_update(std::size_t step) {
 void PpoIteration::train(std::size_t step, std::size_t micro_batch) {
   const Indices& samples = updates_.at(step).micro_batches.at(micro_batch);
   const Pass pass(responses_, samples);
+  const auto memory =
+      models_.memory->begin_pass(PassShape::of(pass.rows, pass.targets.size()), models_.trained_layers());
   run_trunk(samples, pass);
   train_policy(samples, pass, step);
   if (models_.critic) train_critic(samples, pass, step);

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "rlhf/core/error.h"
+#include "rlhf/train/memory_plan.h"
 
 namespace rlhf {
 namespace {
@@ -69,10 +70,43 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
     if (other) trunk_layers = std::min(trunk_layers, shared_trunk_layers(weights, other->weights()));
   // A reward model and a critic also look behind the last token, which the generator never runs.
   sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic;
-  engine = make_engine(
-      policy, rollout, data.train_prompts,
-      Compute<float>(generate_pool ? *generate_pool : context.compute.pool(), kernels::detect_cpu_isa()),
-      sampled_trunk ? trunk_layers : 0);
+  const Compute<float> generate_compute(generate_pool ? *generate_pool : context.compute.pool(),
+                                        kernels::detect_cpu_isa());
+  engine = make_engine(policy, {rollout, data.train_prompts, generate_compute, context.max_blocks,
+                                sampled_trunk ? trunk_layers : 0});
+  memory = std::make_unique<PpoMemory>(memory_setting(frozen, data, rollout, options, context, schedule),
+                                       policy.config(), *engine, pass);
+}
+
+// What is there already, byte by byte, under the names of the plan.
+PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const TaskData& data,
+                                             const RolloutOptions& rollout, const PpoStageOptions& options,
+                                             const StageContext& context,
+                                             const ScheduleOptions& schedule) const {
+  const std::int64_t longest = longest_prompt(data.train_prompts);
+  PpoMemory::Setting setting;
+  setting.budget_bytes = context.memory_budget;
+  setting.least_blocks = block_need(rollout, longest).minimum;
+  const auto hold = [&](const std::string& name, std::uint64_t bytes) {
+    setting.fixed.emplace_back(name, bytes);
+  };
+  hold("policy weights", policy.parameters().owned_bytes());
+  hold("policy gradient", policy.parameters().gradient_bytes());
+  hold("policy optimizer", policy_optimizer.bytes());
+  if (critic) {
+    hold("critic weights (own part)", critic->owned_bytes());
+    hold("critic gradient", critic->gradient_bytes());
+    hold("critic optimizer", critic_optimizer->bytes());
+  }
+  if (frozen.reference) hold("reference (own part)", frozen.reference->owned_bytes());
+  if (frozen.reward)
+    hold("reward model (own part, gradient)", frozen.reward->owned_bytes() + frozen.reward->gradient_bytes());
+  if (snapshot) hold("generator's copy of the weights", snapshot->owned_bytes());
+  hold("generator's workspace", generator_workspace_bytes(policy.config(), rollout, sizeof(float)));
+  if (trunk_layers > 0)
+    hold("frozen layers' results of a batch",
+         trunk_result_bytes({policy.config(), rollout, options, schedule}, longest, machine_memory_bytes()));
+  return setting;
 }
 
 }  // namespace rlhf

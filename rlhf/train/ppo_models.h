@@ -7,6 +7,7 @@
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/optimizer.h"
+#include "rlhf/train/ppo_memory.h"
 #include "rlhf/train/ppo_options.h"
 #include "rlhf/train/sampled_response.h"
 #include "rlhf/train/schedule_options.h"
@@ -40,13 +41,23 @@ struct PpoModels {
   std::unique_ptr<ThreadPool> generate_pool;  ///< of the generate lane; null = it has the train lane's
   std::unique_ptr<RolloutEngine> engine;
   SequencePass<float> pass;
+  std::unique_ptr<PpoMemory> memory;  ///< of engine and pass
   std::uint64_t trunk_cache_bytes = 0;
   std::int64_t trunk_layers = 0;  ///< leading layers that all models have in common; 0 = none
   bool sampled_trunk = false;     ///< the generator hands over what it computed in them
 
+  /// Layers whose activations a training pass keeps.
+  std::int64_t trained_layers() const {
+    return policy.config().num_layers - policy.parameters().weights().first_trainable_layer;
+  }
   const DecoderWeights<float>& generation_weights() const {
     return snapshot ? snapshot->weights() : policy.parameters().weights();
   }
+
+ private:
+  PpoMemory::Setting memory_setting(const FrozenModels& frozen, const TaskData& data,
+                                    const RolloutOptions& rollout, const PpoStageOptions& options,
+                                    const StageContext& context, const ScheduleOptions& schedule) const;
 };
 
 /// Number of leading layers (embedding included) whose weights two models share in memory.

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "rlhf/core/error.h"
+#include "rlhf/core/hash.h"
 
 namespace rlhf {
 
@@ -24,7 +25,8 @@ void PpoTrainer::run() {
 
   schedule::ExecutorOptions options;
   options.first = checkpoint.restore(numbers);
-  options.last = setting_.options.iterations;
+  const std::int64_t replay_step = setting_.context.replay_step;
+  options.last = replay_step > 0 ? replay_step : setting_.options.iterations;
   options.published = lags ? std::max<std::int64_t>(0, options.first - 1) : options.first;
   options.sink = [&](const schedule::TraceEvent& event) { setting_.context.observer->lane_event(event); };
   kl_.restore(numbers["kl_coefficient"]);
@@ -71,8 +73,33 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   }
   metrics.emplace_back("tokens_per_s", tokens / times.wall_s);
   metrics.emplace_back("samples_per_s", static_cast<double>(responses.size()) / times.wall_s);
+  for (const auto& metric : models_.memory->take_metrics()) metrics.push_back(metric);
   log_samples(responses, number);
   setting_.context.observer->step("ppo", number, setting_.options.iterations, metrics);
+  if (setting_.context.observer->wants_records())
+    setting_.context.observer->record("ppo", number, hashes_after(responses));
+}
+
+// Of what was sampled and of what was learned from it.
+Hashes PpoTrainer::hashes_after(const std::vector<PpoResponse>& responses) const {
+  std::uint64_t samples = 0;
+  const auto add = [&]<class T>(const std::vector<T>& values) {
+    samples = hash_values(std::span<const T>(values), samples);
+  };
+  for (const PpoResponse& response : responses) {
+    add(response.prompt->tokens);
+    add(response.sample.tokens);
+    add(response.sample.logprobs);
+    add(response.sample.mask);
+    add(response.sample.weight_versions);
+    add(std::vector<double>{response.scored.score});
+  }
+  Hashes hashes = {
+      {"samples", hash_text(samples)},
+      {"policy", hash_text(hash_values(std::as_const(models_.policy).parameters().trainable()))}};
+  if (models_.critic)
+    hashes.emplace_back("critic", hash_text(hash_values(std::as_const(*models_.critic).trainable())));
+  return hashes;
 }
 
 void PpoTrainer::log_samples(const std::vector<PpoResponse>& responses, std::int64_t number) {

@@ -17,6 +17,7 @@ class PpoTrainer {
 
  private:
   void report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times, std::int64_t number);
+  Hashes hashes_after(const std::vector<PpoResponse>& responses) const;
   void log_samples(const std::vector<PpoResponse>& responses, std::int64_t number);
 
   PpoSetting setting_;

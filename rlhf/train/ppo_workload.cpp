@@ -61,15 +61,14 @@ void PpoWorkload::start_up_to(std::int64_t last_iteration) {
 }
 
 std::vector<schedule::FinishedSample> PpoWorkload::generate(std::int64_t last_iteration) {
-  start_up_to(last_iteration);
   std::vector<schedule::FinishedSample> finished;
   for (int step = 0; step < schedule::kMostDecodeSteps && finished.empty(); ++step) {
+    const auto turn = models_.memory->step();
+    start_up_to(last_iteration);
     RLHF_CHECK(models_.engine->busy(), "ppo: iteration ", last_iteration,
                " is incomplete and nothing is being generated");
-    {
-      const std::lock_guard lock(weights_mutex_);
-      in_iteration(last_iteration, [&] { models_.engine->step(models_.generation_weights(), version_); });
-    }
+    models_.memory->grow_cache();
+    in_iteration(last_iteration, [&] { models_.engine->step(models_.generation_weights(), version_); });
     while (auto sample = models_.engine->try_take()) {
       const auto iteration = static_cast<std::int64_t>(sample->tag);
       const auto group =
@@ -109,15 +108,17 @@ void PpoWorkload::finish(std::int64_t iteration, const schedule::IterationTimes&
 }
 
 void PpoWorkload::publish(std::int64_t iteration) {
-  const std::lock_guard lock(weights_mutex_);
-  if (models_.snapshot)
-    std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
-  version_ = iteration + 1;
-  models_.engine->forget_prefixes();
+  models_.memory->between_steps([&] {
+    if (models_.snapshot)
+      std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
+    version_ = iteration + 1;
+    models_.engine->forget_prefixes();
+  });
 }
 
 // Two busy lanes split the cores; a lane on its own has them all.
 void PpoWorkload::lanes_changed(bool generate_busy, bool train_busy) {
+  models_.memory->set_training(train_busy);
   if (!models_.generate_pool) return;
   ThreadPool& train_pool = setting_.context.compute.pool();
   const int all = train_pool.num_threads();

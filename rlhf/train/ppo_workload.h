@@ -58,8 +58,7 @@ class PpoWorkload : public schedule::Workload {
   mutable std::mutex batches_mutex_;
   std::map<std::int64_t, std::unique_ptr<Batch>> batches_;  ///< started and not finished
   std::int64_t next_to_start_;
-  std::mutex weights_mutex_;  ///< held during a decode step and while its weights are replaced
-  WeightVersion version_;
+  WeightVersion version_;  ///< of the weights that generation reads; changes between decode steps
 };
 
 }  // namespace rlhf

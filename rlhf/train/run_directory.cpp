@@ -38,15 +38,11 @@ RunOptions what_counts(RunOptions options) {
   options.run.dir.clear();
   options.run.checkpoint_every = 0;
   options.run.trace_iterations = 0;
+  options.run.keep_checkpoints = options.run.record_hashes = false;
   options.threads = 0;
   options.device = Device::kAuto;
   options.memory = {};
   return options;
-}
-
-std::string fingerprint_of(const RunOptions& options) {
-  RunOptions counted = what_counts(options);
-  return hash_text(config::to_yaml_document(config::Schema::of(counted)));
 }
 
 void require_same_run(const std::filesystem::path& folder, const RunOptions& options) {
@@ -60,6 +56,11 @@ void require_same_run(const std::filesystem::path& folder, const RunOptions& opt
 }
 
 }  // namespace
+
+std::string fingerprint_of(const RunOptions& options) {
+  RunOptions counted = what_counts(options);
+  return hash_text(config::to_yaml_document(config::Schema::of(counted)));
+}
 
 RunDirectory::RunDirectory(const RunOptions& options, PipelineSettings::Start start,
                            Progress::Options progress, Progress::Sink print)
@@ -89,8 +90,8 @@ void RunDirectory::open() {
   if (opened_) return;
   std::error_code code;
   if (start_ == PipelineSettings::Start::kOverwrite)
-    for (const char* entry : {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "trace.json",
-                              "summary.json", "report.md"}) {
+    for (const char* entry : {"checkpoints", "samples", "tensorboard", "metrics.jsonl", "hashes.jsonl",
+                              "trace.json", "summary.json", "report.md"}) {
       std::filesystem::remove_all(path_ / entry, code);
       if (code) fail<IoError>((path_ / entry).string(), ": cannot be removed: ", code.message());
     }
@@ -98,8 +99,10 @@ void RunDirectory::open() {
   if (code) fail<IoError>(path_.string(), ": cannot be created: ", code.message());
   config::save_resolved(path_ / "config.resolved.yaml", options_);
   tensorboard_ = std::make_unique<TensorBoardWriter>(path_ / "tensorboard", wall_seconds);
-  if (start_ != PipelineSettings::Start::kResume)
+  if (start_ != PipelineSettings::Start::kResume) {
     metrics_.emplace(MetricsWriter::create(path_ / "metrics.jsonl"));
+    if (wants_records()) hashes_.emplace(MetricsWriter::create(path_ / "hashes.jsonl"));
+  }
   if (options_.run.trace_iterations > 0)
     trace_ = std::make_unique<TraceWriter>(path_ / "trace.json", steady_seconds());
   opened_ = true;
@@ -131,12 +134,15 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   open();
   if (!stage_started_) {
     // After a restart, lines of steps that are done again are dropped.
-    if (start_ == PipelineSettings::Start::kResume)
+    if (start_ == PipelineSettings::Start::kResume) {
       metrics_.emplace(MetricsWriter::resume(path_ / "metrics.jsonl", stage, step - 1));
+      if (wants_records()) hashes_.emplace(MetricsWriter::resume(path_ / "hashes.jsonl", stage, step - 1));
+    }
     stage_started_ = true;
   }
   metrics_->write(stage, step, metrics);
   tensorboard_->write(stage, step, metrics);
+  trace_memory(step, metrics);
   ProgressState state;
   state.iteration = step;
   const auto find = [&](const char* name) -> std::optional<double> {
@@ -152,7 +158,22 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
   if (step == steps) progress_.end_stage();
 }
 
+void RunDirectory::record(const std::string& stage, std::int64_t step, const Hashes& hashes) {
+  hashes_->write(stage, step, hashes);
+}
+
+// Peaks of the tenants over an iteration, at its end.
+void RunDirectory::trace_memory(std::int64_t step, const Metrics& metrics) {
+  const std::lock_guard lock(trace_mutex_);
+  if (!trace_ || first_traced_ < 0 || step - 1 - first_traced_ >= options_.run.trace_iterations) return;
+  const std::string prefix = "memory/peak_bytes/";
+  for (const auto& [name, value] : metrics)
+    if (name.starts_with(prefix))
+      trace_->counter("peak MiB: " + name.substr(prefix.size()), steady_seconds(), value / (1 << 20));
+}
+
 void RunDirectory::end_stage_span() {
+  const std::lock_guard lock(trace_mutex_);
   if (trace_ && !stage_.empty()) trace_->span("stages", stage_, stage_begin_s_, steady_seconds());
   stage_.clear();
 }
@@ -161,6 +182,7 @@ void RunDirectory::lane_event(const schedule::TraceEvent& event) {
   using schedule::Lane;
   using schedule::Task;
   constexpr double kShortestWait = 1e-5;  // less is the time between two tasks, not waiting
+  const std::lock_guard lock(trace_mutex_);
   if (!trace_ || (event.waiting && event.end_s - event.begin_s < kShortestWait)) return;
   if (first_traced_ < 0) first_traced_ = event.iteration;
   if (event.iteration - first_traced_ >= options_.run.trace_iterations) return;

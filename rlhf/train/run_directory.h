@@ -4,6 +4,7 @@
 #include <fstream>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 
@@ -17,8 +18,12 @@
 
 namespace rlhf {
 
-/// The folder of a run: config.resolved.yaml, metrics.jsonl, samples/*.jsonl, checkpoints/, tensorboard/,
-/// trace.json, summary.json, report.md. Watches a pipeline, writes its metrics and shows progress.
+/// Hash of a resolved configuration without what a resumed run may change.
+std::string fingerprint_of(const RunOptions& options);
+
+/// The folder of a run: config.resolved.yaml, metrics.jsonl, hashes.jsonl, samples/*.jsonl, checkpoints/,
+/// tensorboard/, trace.json, summary.json, report.md. Watches a pipeline, writes its metrics and shows
+/// progress.
 class RunDirectory : public RunObserver {
  public:
   /// Creates the folder. Nothing that is there already is changed before the first stage begins (or a step or
@@ -39,11 +44,14 @@ class RunDirectory : public RunObserver {
   void stage_begin(const std::string& stage, std::int64_t steps) override;
   void step(const std::string& stage, std::int64_t step, std::int64_t steps, const Metrics& metrics) override;
   void sample(const std::string& stage, const std::string& json) override;
+  void record(const std::string& stage, std::int64_t step, const Hashes& hashes) override;
+  bool wants_records() const override { return options_.run.record_hashes; }
   void lane_event(const schedule::TraceEvent& event) override;
 
  private:
   void open();
   void end_stage_span();
+  void trace_memory(std::int64_t step, const Metrics& metrics);
   std::string kept_samples(const std::filesystem::path& file, const std::string& next) const;
 
   RunOptions options_;
@@ -51,9 +59,10 @@ class RunDirectory : public RunObserver {
   std::filesystem::path path_;
   std::string fingerprint_;
   bool opened_ = false;
-  std::optional<MetricsWriter> metrics_;
+  std::optional<MetricsWriter> metrics_, hashes_;
   std::unique_ptr<TensorBoardWriter> tensorboard_;
   std::map<std::string, std::ofstream> samples_;
+  std::mutex trace_mutex_;  ///< lanes report while a step does
   std::unique_ptr<TraceWriter> trace_;
   std::int64_t first_traced_ = -1;  ///< iteration that the lanes began with; -1 = none yet
   double stage_begin_s_ = 0;

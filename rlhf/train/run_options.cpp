@@ -113,6 +113,10 @@ void RunOptions::validate(config::Problems& problems) const {
       (!model.new_model || model.new_model->vocabulary != NewModelOptions::Vocabulary::kLetters))
     problems.add("model.new.vocabulary",
                  "data.source: random_walks needs a new model with the vocabulary 'letters'");
+  const char* whole_batch = ppo::whole_batch_key(ppo.algorithm);
+  if (has_stage(Stage::kPpo) && schedule.require_early_training && whole_batch)
+    problems.add("schedule.require_early_training", std::string("excludes ppo.algorithm.") + whole_batch +
+                                                        ", which needs the whole batch before any training");
   if (device == Device::kCuda) problems.add("device", "this build has no CUDA device; use cpu or auto");
 }
 

@@ -25,6 +25,8 @@ struct RunSection {
   std::string dir;                     ///< run directory; empty = runs/<name>
   std::uint64_t seed = 1;              ///< every draw of the run is a function of it
   std::int64_t checkpoint_every = 0;   ///< steps; 0 = only at the end of a stage and when stopped
+  bool keep_checkpoints = false;       ///< all of checkpoint_every, for `rlhf replay`
+  bool record_hashes = true;           ///< hashes.jsonl: of every PPO iteration's samples and weights
   bool export_stages = true;           ///< write a Hugging Face directory after every stage
   std::int64_t trace_iterations = 20;  ///< iterations whose lanes trace.json shows; 0 = no trace
 
@@ -35,6 +37,13 @@ struct RunSection {
     v.field("seed", seed, "Seed of data order, draws and initial weights");
     v.field("checkpoint_every", checkpoint_every,
             "Steps between checkpoints inside a stage; 0 = only when stopped", {0, 1e9});
+    v.field(
+        "keep_checkpoints", keep_checkpoints,
+        "Keep every checkpoint of checkpoint_every, so that rlhf replay starts close to its step; else the "
+        "last two, until the stage is done");
+    v.field("record_hashes", record_hashes,
+            "Write hashes.jsonl: hashes of every PPO iteration's samples and weights, which rlhf replay "
+            "compares");
     v.field("export_stages", export_stages, "Write a Hugging Face directory after every stage");
     v.field("trace_iterations", trace_iterations, "Iterations whose lanes trace.json shows; 0 = no trace",
             {0, 1e9});

@@ -15,6 +15,7 @@ enum class ScheduleMode { kSerial, kStreamed, kOneStepOff, kAsync };
 struct ScheduleOptions {
   ScheduleMode mode = ScheduleMode::kSerial;
   std::optional<std::int64_t> max_staleness;  ///< async only; none = 1
+  bool require_early_training = false;        ///< refuse algorithms that need the whole batch first
 
   template <class V>
   void visit_fields(V& v) {
@@ -29,13 +30,20 @@ struct ScheduleOptions {
         "pause, weights change in flight");
     v.field("max_staleness", max_staleness,
             "async: versions that the weights of a token may lie behind those it is trained on; none = 1",
-            {1, 1e6});
+            {0, 1e6});
+    v.field("require_early_training", require_early_training,
+            "Refuse an algorithm that needs the whole batch before it trains: with one, streamed overlaps "
+            "scoring alone");
   }
   void validate(config::Problems& problems) const {
     if (max_staleness && mode != ScheduleMode::kAsync)
       problems.add("max_staleness",
                    "only schedule.mode async reads it; on-policy modes have staleness 0 and "
                    "one_step_off has 1");
+    if (mode == ScheduleMode::kAsync && max_staleness == 0)
+      problems.add("max_staleness", "0 excludes schedule.mode async; staleness 0 is schedule.mode streamed");
+    if (require_early_training && mode == ScheduleMode::kSerial)
+      problems.add("require_early_training", "schedule.mode serial trains after the batch; use streamed");
   }
 
   /// Versions a token may be old when it is trained.

@@ -4,12 +4,14 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <limits>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "rlhf/core/log.h"
 #include "rlhf/kernels/ops.h"
+#include "rlhf/memory/arbiter.h"
 #include "rlhf/report/metrics_writer.h"
 #include "rlhf/schedule/trace.h"
 
@@ -30,6 +32,10 @@ class RunObserver {
                     const Metrics&) {}
   /// One judged response, as one JSON object.
   virtual void sample(const std::string& /*stage*/, const std::string& /*json*/) {}
+  /// What a step's result was made of, as hashes: name and 16 hexadecimal digits. After `step`, and only when
+  /// asked for.
+  virtual void record(const std::string& /*stage*/, std::int64_t /*step*/, const Hashes&) {}
+  virtual bool wants_records() const { return false; }
   /// What the scheduler's lanes did or waited for. Called from both lanes, one call at a time.
   virtual void lane_event(const schedule::TraceEvent&) {}
 };
@@ -45,7 +51,14 @@ struct StageContext {
   std::filesystem::path checkpoints;  ///< folder for the state of unfinished stages; empty = none
   bool resume = false;                ///< go on from the state found there; otherwise it is not looked at
   std::int64_t checkpoint_every = 0;  ///< steps between checkpoints; 0 = only when stopped
-  std::string fingerprint;            ///< of the configuration; a checkpoint of another one is refused
+  bool keep_checkpoints = false;      ///< all of them, not only the last two
+  /// Above 0: the stage starts before this step, ends after it and writes nothing.
+  std::int64_t replay_step = 0;
+  std::string fingerprint;  ///< of the configuration; a checkpoint of another one is refused
+  /// Bytes that weights, optimizer states, caches and buffers may take together.
+  std::uint64_t memory_budget = MemoryArbiter::kUnlimited;
+  /// K/V blocks that a generator gets at most: what the budget leaves it.
+  std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();
 
   bool stop_requested() const { return stop && stop->load(std::memory_order_relaxed); }
 };

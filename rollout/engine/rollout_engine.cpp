@@ -13,9 +13,6 @@ namespace rlhf {
 namespace {
 
 constexpr std::int64_t kB = kernels::kBlockTokens;
-// Rows whose logits exist at once. 64 rows of a 49152-word vocabulary are 12 MiB; the head's weights (113 MB
-// there) are read once for all of them.
-constexpr std::int64_t kLogitsRows = 64;
 
 std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);

@@ -59,6 +59,10 @@ class RolloutEngine {
                 std::function<std::string(TokenId)> token_bytes);
   ~RolloutEngine();
 
+  /// Rows whose logits exist at once. 64 rows of a 49152-word vocabulary are 12 MiB; the head's weights (113
+  /// MB there) are read once for all of them.
+  static constexpr std::int64_t kLogitsRows = 64;
+
   /// K/V blocks that `num_sequences` samples of `max_tokens` tokens (prompt and response) need.
   static std::int64_t blocks_for(std::int64_t num_sequences, std::int64_t max_tokens);
 
@@ -86,7 +90,8 @@ class RolloutEngine {
   void resume() { paused_ = false; }
 
   /// Lets at most `limit` K/V blocks be in use from now on, 0 to num_blocks, and gives the memory of the
-  /// others back to the system. Samples that do not fit are preempted, the last in rank first.
+  /// others back to the system, at once. Samples that do not fit are preempted, the last in rank first.
+  /// Between two steps only.
   void set_block_limit(std::int64_t limit);
   /// Drops cached prefixes. Call when the weights have changed; running samples keep their K/V.
   void forget_prefixes() { scheduler_.forget_prefixes(); }
@@ -95,6 +100,14 @@ class RolloutEngine {
   const BlockCache& cache() const { return scheduler_.cache(); }
   const EngineScheduler& scheduler() const { return scheduler_; }
   std::size_t kv_bytes() const { return store_.bytes() + trunk_.bytes(); }
+  /// Bytes of K, V and kept states that one block takes.
+  std::size_t block_bytes() const {
+    return kv_bytes() / static_cast<std::size_t>(scheduler_.cache().num_blocks());
+  }
+  /// Bytes held beside the cache: what the largest step so far has needed.
+  std::size_t workspace_bytes() const {
+    return runner_.scratch_bytes() + x_.bytes() + hidden_.bytes() + logits_.bytes();
+  }
 
  private:
   struct Request;

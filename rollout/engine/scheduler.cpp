@@ -141,6 +141,11 @@ void EngineScheduler::stop_running(Sequence& sequence) {
   std::erase(running_, &sequence);
 }
 
+void EngineScheduler::set_block_limit(std::int32_t limit) {
+  cache_.set_limit(limit);
+  while (cache_.excess() > 0 && !running_.empty()) preempt_last();
+}
+
 void EngineScheduler::forget_prefixes() {
   cache_.forget_published();
   ++generation_;
@@ -156,7 +161,6 @@ const StepPlan& EngineScheduler::plan(double now_s, std::int64_t num_untaken, co
     sequence->drafts.clear();
   }
   drop_expired(now_s);
-  while (cache_.excess() > 0 && !running_.empty()) preempt_last();
   yield_to_urgent();
   grant_running();
   admit(num_untaken);

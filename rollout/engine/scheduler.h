@@ -136,9 +136,9 @@ class EngineScheduler {
   std::vector<DroppedSample> cancel(RequestId request);
   void cancel_all();
 
-  /// Lets at most `limit` blocks be in use from the next step on; the last in rank are preempted. 0 preempts
-  /// all. @throws InvalidArgument outside 0 to num_blocks.
-  void set_block_limit(std::int32_t limit) { cache_.set_limit(limit); }
+  /// Lets at most `limit` blocks be in use from now on; the last in rank are preempted. 0 preempts all.
+  /// Between two steps only. @throws InvalidArgument outside 0 to num_blocks.
+  void set_block_limit(std::int32_t limit);
   /// Blocks beyond the limit since the last call; see BlockCache.
   std::vector<std::int32_t> take_retired_blocks() { return cache_.take_retired(); }
   /// Forgets published prefixes: the weights have changed. Running sequences keep their K/V.

@@ -4,8 +4,9 @@
 using namespace rlhf;
 
 namespace {
-const std::vector<std::string> kVerbs = {"train",  "generate", "score", "tokenize", "eval",    "inspect",
-                                         "config", "convert",  "bench", "verify",   "simulate"};
+const std::vector<std::string> kVerbs = {"train",    "generate", "score",   "tokenize", "eval",
+                                         "inspect",  "config",   "convert", "bench",    "verify",
+                                         "simulate", "plan",     "replay"};
 }
 
 TEST_CASE("every verb explains itself") {
@@ -47,6 +48,10 @@ TEST_CASE("bad usage ends with 2 and says what is wrong") {
         Case{{"inspect"}, "model"},
         Case{{"verify", "--vectors", "/none"}, "/none"},
         Case{{"simulate", "a.yaml", "--modes", "fast"}, "--modes"},
+        Case{{"plan"}, "run"},
+        Case{{"plan", "a.yaml", "--shard", "all"}, "--shard"},
+        Case{{"plan", "a.yaml", "--accelerator", "abacus"}, "abacus"},
+        Case{{"replay", "runs/a"}, "--step"},
         Case{{"simulate", "a.yaml", "--devices", "0"}, "--devices"},
         Case{{"simulate", "a.yaml", "--accelerator", "h100-80g"}, "--model-shape"},
         Case{{"simulate", "a.yaml", "--accelerator", "abacus", "--model-shape", "1,1,1,1"}, "abacus"},

@@ -80,6 +80,7 @@ TEST_CASE("tenants are asked in order, only as much as needed, never for themsel
   CHECK(blocks.size() == 5);
   CHECK(arbiter.usage().tenants[cache].reclaimed_bytes == 30);
   CHECK(arbiter.usage().tenants[scrap].reclaimed_bytes == 20);
+  CHECK(arbiter.usage().tenants[scrap].num_reclaims == 1);
 
   asked.clear();
   CHECK_FALSE(arbiter.try_acquire(cache, 6));  // nobody else can give
@@ -95,6 +96,22 @@ TEST_CASE("a lease may outlive its arbiter") {
     lease = arbiter.acquire(arbiter.add_tenant("a"), 5);
   }
   CHECK(lease.bytes() == 5);
+}
+
+TEST_CASE("leases of a tenant are merged, others are not") {
+  MemoryArbiter arbiter(100), other(100);
+  const TenantId a = arbiter.add_tenant("a"), b = arbiter.add_tenant("b");
+  MemoryLease lease;
+  lease.merge(arbiter.acquire(a, 10));
+  lease.merge(arbiter.acquire(a, 20));
+  lease.merge(MemoryLease());
+  CHECK(lease.bytes() == 30);
+  CHECK(arbiter.usage().tenants[a].used_bytes == 30);
+  CHECK_THROWS_WITH(lease.merge(arbiter.acquire(b, 5)), ContainsSubstring("of one tenant"));
+  CHECK_THROWS_AS(lease.merge(other.acquire(other.add_tenant("a"), 5)), InvalidArgument);
+  CHECK(arbiter.usage().used_bytes == 30);
+  lease.release();
+  CHECK(arbiter.usage().used_bytes == 0);
 }
 
 TEST_CASE("random operations agree with plain sums") {

@@ -559,6 +559,7 @@ TEST_CASE("a full file system ends the run with a message that says so") {
 TEST_CASE("a budget that cannot hold the run lists who needs what") {
   const TinyData data;
   CHECK_THROWS_WITH(set_up(data.options("run", {"memory.budget=64KiB"})),
-                    ContainsSubstring("memory.budget is 0 MiB but the run needs ") &&
-                        ContainsSubstring("policy weights") && ContainsSubstring("K/V cache"));
+                    ContainsSubstring("memory.budget is 64 KiB but the run needs at least ") &&
+                        ContainsSubstring("policy weights") && ContainsSubstring("K/V cache") &&
+                        ContainsSubstring("what would make it fit:\n  memory.budget: "));
 }

@@ -108,6 +108,10 @@ class Watcher : public RunObserver {
   void sample(const std::string& stage, const std::string& json) override {
     if (inner_) inner_->sample(stage, json);
   }
+  void record(const std::string& stage, std::int64_t step, const Hashes& hashes) override {
+    if (inner_) inner_->record(stage, step, hashes);
+  }
+  bool wants_records() const override { return inner_ && inner_->wants_records(); }
   void lane_event(const schedule::TraceEvent& event) override {
     if (inner_) inner_->lane_event(event);
   }
@@ -157,9 +161,10 @@ inline std::map<std::string, std::string> files_below(const std::filesystem::pat
   return files;
 }
 
-/// Metrics that measure time differ from run to run; all others may not.
+/// Metrics that measure time, or memory that moves with it, differ from run to run; all others may not.
 inline bool measures_time(const std::string& name) {
-  return name.starts_with("time/") || name.ends_with("_per_s") || name == "seconds";
+  return name.starts_with("time/") || name.starts_with("memory/") || name.ends_with("_per_s") ||
+         name == "seconds";
 }
 
 }  // namespace rlhf
