@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "rlhf/kernels/cuda_device.h"
+
 namespace rlhf {
 namespace {
 
@@ -113,7 +115,11 @@ void RunOptions::validate(config::Problems& problems) const {
       (!model.new_model || model.new_model->vocabulary != NewModelOptions::Vocabulary::kLetters))
     problems.add("model.new.vocabulary",
                  "data.source: random_walks needs a new model with the vocabulary 'letters'");
-  if (device == Device::kCuda) problems.add("device", "this build has no CUDA device; use cpu or auto");
+  if (device == Device::kCuda) {
+    const CudaStatus gpu = cuda_status();
+    problems.add("device", gpu.usable ? "runs on a GPU are not there yet (found " + gpu.text + "); use cpu or auto"
+                                      : "no GPU can be used: " + gpu.text + "; use cpu or auto");
+  }
 }
 
 }  // namespace rlhf
