@@ -8,6 +8,7 @@
 
 #include "rlhf/cli/verbs.h"
 #include "rlhf/config/reader.h"
+#include "rlhf/kernels/cuda_device.h"
 #include "rlhf/train/run_directory.h"
 
 namespace rlhf::cli {
@@ -39,6 +40,14 @@ std::string quoted(const std::string& word) {
   return out + "'";
 }
 
+// What `device: auto` became, and why.
+void say_device(Device wanted) {
+  if (wanted != Device::kAuto) return;
+  const CudaStatus gpu = cuda_status();
+  std::cerr << "device: cpu (" << (gpu.usable ? "runs on a GPU are not there yet; found " : "") << gpu.text
+            << ")\n";
+}
+
 void train(const Arguments& arguments) {
   config::LoadOptions load;
   load.overrides = arguments.set;
@@ -49,6 +58,7 @@ void train(const Arguments& arguments) {
                                             : Start::kFresh;
   RunDirectory directory(options, start, progress_options(),
                          [](std::string_view text) { std::cerr << text << std::flush; });
+  say_device(options.device);
   catch_interrupts();
   PipelineSettings settings;
   settings.start = start;

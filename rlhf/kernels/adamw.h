@@ -17,6 +17,15 @@ struct AdamwStep {
   double gradient_scale = 1;  ///< factor of the gradients, such as clip_scale()
 };
 
+namespace kernels {
+/// A step's numbers as the update of one element uses them.
+struct AdamwFactors {
+  double rate, root_correction, decay, one_minus_beta1, beta2, one_minus_beta2, epsilon;
+};
+}  // namespace kernels
+/// Checks and converts a step; its gradient_scale is not part of it. @throws InvalidArgument on step < 1.
+kernels::AdamwFactors adamw_factors(const AdamwStep& step);
+
 /// State of one flat parameter buffer; all spans have the same length.
 template <class T>
 struct AdamwBuffers {
@@ -26,6 +35,11 @@ struct AdamwBuffers {
   std::span<T> second_moment;      ///< zero before the first step
   std::span<T> max_second_moment;  ///< empty unless AMSGrad is wanted; zero before the first step
 };
+
+/// adamw_update() with the step's numbers made ready; lengths are not checked.
+template <class T>
+void adamw_update(const kernels::AdamwFactors& factors, double gradient_scale,
+                  const AdamwBuffers<T>& buffers);
 
 /// Updates parameters and moments in place, in one pass. Elementwise, so a buffer may be cut anywhere and the
 /// pieces updated by different threads. @throws InvalidArgument on lengths that differ or step < 1.

@@ -9,32 +9,32 @@
 #include <cstdint>
 
 #include "rlhf/core/ids.h"
+#include "rlhf/kernels/bfloat16.h"
+#include "rlhf/kernels/layout.h"
 
 namespace rlhf::kernels {
 
-/// Keys per K/V block. K is stored [G][H][kBlockTokens] (keys along vector lanes), V is [G][kBlockTokens][H].
-inline constexpr std::int64_t kBlockTokens = 16;
-
-template <class T>
+/// Y is the type of the result: T, or Wide<T> where T would lose too much.
+template <class T, class Y = T>
 struct LinearArgs {
   const T* x;  ///< [M, K] with row stride ldx
   std::int64_t ldx;
   const T* w;     ///< [N, K] row-major
   const T* bias;  ///< [N] or null
-  T* y;           ///< [M, N] with row stride ldy
+  Y* y;           ///< [M, N] with row stride ldy
   std::int64_t ldy;
   std::int64_t K;
   bool accumulate;  ///< y += instead of y =
 };
 
 /// C[M, N] (+)= A[M, K] B[K, N]; A is read as a[i * row_stride + l * col_stride], so it may be transposed.
-template <class T>
+template <class T, class C = T>
 struct GemmArgs {
   const T* a;
   std::int64_t a_row_stride, a_col_stride;
   const T* b;
   std::int64_t ldb;
-  T* c;
+  C* c;
   std::int64_t ldc;
   std::int64_t M, N, K;
   bool accumulate;
@@ -46,8 +46,8 @@ struct NormArgs {
   const T* weight;  ///< [D]
   const T* bias;    ///< [D] or null (LayerNorm)
   T* y;             ///< [T, D]
-  T* mean;          ///< [T], LayerNorm only
-  T* rstd;          ///< [T]
+  Wide<T>* mean;    ///< [T], LayerNorm only, or null
+  Wide<T>* rstd;    ///< [T] or null
   std::int64_t D;
   double eps;
   bool layer_norm;  ///< subtract the mean
@@ -59,11 +59,11 @@ struct NormGradArgs {
   const T* dy;  ///< [T, D]
   const T* x;   ///< [T, D]
   const T* weight;
-  const T* mean;
-  const T* rstd;
-  T* dx;       ///< [T, D], accumulated into
-  T* dweight;  ///< [D] accumulated into, or null
-  T* dbias;    ///< [D] accumulated into, or null
+  const Wide<T>* mean;
+  const Wide<T>* rstd;
+  T* dx;             ///< [T, D], accumulated into
+  Wide<T>* dweight;  ///< [D] accumulated into, or null
+  Wide<T>* dbias;    ///< [D] accumulated into, or null
   std::int64_t T_rows, D;
   bool layer_norm, plus_one;
 };

@@ -1,12 +1,14 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "rlhf/core/ids.h"
-#include "rlhf/kernels/ops.h"
+#include "rlhf/kernels/device_ops.h"
 #include "rlhf/model/decoder_weights.h"
+#include "rlhf/model/device_rows.h"
 #include "rlhf/model/packed_rows.h"
 #include "rlhf/tensor/buffer.h"
 
@@ -19,7 +21,9 @@ template <class T>
 class KvStore {
  public:
   KvStore() = default;
-  KvStore(const ModelConfig& config, std::int64_t num_layers, std::int64_t num_blocks);
+  /// @param memory of the device that reads it; null = the process's own
+  KvStore(const ModelConfig& config, std::int64_t num_layers, std::int64_t num_blocks,
+          DeviceMemory* memory = nullptr);
 
   T* k(std::int64_t layer) { return k_.data() + layer * layer_stride_; }
   T* v(std::int64_t layer) { return v_.data() + layer * layer_stride_; }
@@ -38,29 +42,36 @@ class KvStore {
 
  private:
   std::int64_t block_stride_ = 0, layer_stride_ = 0, num_layers_ = 0, num_blocks_ = 0;
+  DeviceMemory* memory_ = nullptr;
   Buffer<T> k_, v_;
 };
 
 /// What the backward pass of one layer needs.
 template <class T>
 struct LayerActivations {
+  LayerActivations() = default;
+  explicit LayerActivations(DeviceMemory* memory);
   std::size_t bytes() const;
 
-  Buffer<T> input, q, attention, lse, middle, gate_up;
-  Buffer<T> attention_mean, attention_rstd, mlp_mean, mlp_rstd;
+  Buffer<T> input, q, attention, middle, gate_up;
+  Buffer<Wide<T>> lse, attention_mean, attention_rstd, mlp_mean, mlp_rstd;
   Buffer<T> qkv_raw;                         ///< before q/k norm, only with qk_norm
   Buffer<T> post_attention_in, post_mlp_in;  ///< inputs of the post norms, only with post_norms
 };
 
 /// The forward and backward programs of a decoder over Rows. Decoding, prefill, scoring and training all run
 /// `forward_layers`; only the K/V store and what is kept differ, so sampler and trainer compute equal
-/// log-probs. Owns scratch memory that is reused from call to call; not thread-safe, one per lane.
+/// log-probs. All pointers are of the runner's device. Owns scratch memory that is reused from call to call;
+/// not thread-safe, one per lane. T is float or double on the CPU, float or Bfloat16 on another device.
 template <class T>
 class DecoderRunner {
  public:
-  DecoderRunner(const ModelConfig& config, Compute<T> compute);
+  DecoderRunner(const ModelConfig& config, Compute<T> compute) requires(!std::is_same_v<T, Bfloat16>)
+      : DecoderRunner(config, DeviceOps<T>(compute)) {}
+  DecoderRunner(const ModelConfig& config, DeviceOps<T> ops);
 
-  const Compute<T>& compute() const { return compute_; }
+  /// On the CPU only.
+  const Compute<T>& compute() const { return ops_.compute(); }
 
   /// Writes token (+ position) embeddings of all rows to x[T, D].
   void embed(const DecoderWeights<T>& weights, const Rows& rows, T* x);
@@ -70,7 +81,8 @@ class DecoderRunner {
                       std::int64_t last, KvStore<T>& store, std::int64_t store_base, T* x,
                       std::vector<LayerActivations<T>>* activations);
   /// y[T, D] = final norm of x[T, D]; rstd and mean (may be null) are kept for backward.
-  void final_norm(const DecoderWeights<T>& weights, std::int64_t rows, const T* x, T* y, T* mean, T* rstd);
+  void final_norm(const DecoderWeights<T>& weights, std::int64_t rows, const T* x, T* y, Wide<T>* mean,
+                  Wide<T>* rstd);
 
   /// Backward of layers [first, last): dx[T, D] holds d loss / d output and ends as d loss / d input.
   void backward_layers(const DecoderWeights<T>& weights, const PackedRows& packed, std::int64_t first,
@@ -90,36 +102,58 @@ class DecoderRunner {
                        bool accumulate);
 
  private:
-  /// out[T, N, H] = attention of the rows of q; lse [T, N] or null.
-  void attend(const kernels::AttentionArgs<T>& args, const Rows& rows, std::int64_t layer, const T* q,
-              std::int64_t q_stride, T* out, T* lse);
-  void attention_block(const DecoderWeights<T>& weights, const LayerWeights<T>& layer, const Rows& rows,
-                       std::int64_t index, T* k, T* v, std::int64_t block_stride, T* x,
-                       LayerActivations<T>* keep);
+  /// A pass's rows for the backward pass, on the runner's device.
+  struct BackwardRows {
+    kernels::PassRows rows;
+    kernels::BlockUses uses;
+    kernels::RowTrees trees;  ///< on the CPU
+  };
+
+  void attention_block(const LayerWeights<T>& layer, const kernels::PassRows& rows, std::int64_t index, T* k,
+                       T* v, std::int64_t block_stride, T* x, LayerActivations<T>* keep);
   void mlp_block(const LayerWeights<T>& layer, std::int64_t rows, T* x, LayerActivations<T>* keep);
   void mlp_backward(const LayerWeights<T>& layer, std::int64_t rows, T* dx, LayerActivations<T>& kept);
-  void attention_backward(const LayerWeights<T>& layer, const PackedRows& packed, std::int64_t index, T* k,
+  void attention_backward(const LayerWeights<T>& layer, const BackwardRows& packed, std::int64_t index, T* k,
                           T* v, std::int64_t block_stride, T* dx, LayerActivations<T>& kept);
-  void qk_norm_forward(const NormWeights<T>& norm, T* x, std::int64_t heads, std::int64_t row);
-  void qk_norm_backward(const LayerWeights<T>& layer, std::int64_t rows, const T* raw, T* dqkv);
   void grow_rope_table(std::int64_t positions);
-  kernels::NormArgs<T> norm_args(const NormWeights<T>& norm, const T* x, T* y, T* mean, T* rstd) const;
-  kernels::NormGradArgs<T> norm_grad_args(const NormWeights<T>& norm, const T* dy, const T* x, const T* mean,
-                                          const T* rstd, T* dx, std::int64_t rows) const;
+  kernels::NormArgs<T> norm_args(const NormWeights<T>& norm, const T* x, T* y, Wide<T>* mean,
+                                 Wide<T>* rstd) const;
+  kernels::NormGradArgs<T> norm_grad_args(const NormWeights<T>& norm, const T* dy, const T* x,
+                                          const Wide<T>* mean, const Wide<T>* rstd, T* dx,
+                                          std::int64_t rows) const;
   kernels::AttentionArgs<T> attention_args(const T* k, const T* v, std::int64_t block_stride) const;
-  std::int64_t first_key(std::int64_t layer, std::int64_t position) const;
+  std::int64_t window(std::int64_t layer) const {
+    return config_.layer_window[static_cast<std::size_t>(layer)];
+  }
+  bool rotates(std::int64_t layer) const {
+    return config_.layer_uses_rope[static_cast<std::size_t>(layer)] && !config_.learned_positions;
+  }
   kernels::GluKind activation_kind() const;
   std::int64_t qkv_width() const { return (config_.num_heads + 2 * config_.num_kv_heads) * config_.head_dim; }
   std::int64_t mlp_width() const {
     return config_.gated_mlp ? 2 * config_.intermediate_size : config_.intermediate_size;
   }
 
+  // Of a const or a changeable runner.
+  template <class Self>
+  static auto scratch_of(Self& self) {
+    return std::vector{&self.normed_,    &self.qkv_,  &self.attention_out_, &self.gate_up_, &self.hidden_,   &self.projected_, &self.low_rank_,
+                       &self.dlow_rank_, &self.dqkv_, &self.dattention_,    &self.dhidden_, &self.dgate_up_, &self.dnormed_,   &self.drow_};
+  }
+  template <class Self>
+  static auto wide_scratch_of(Self& self) {
+    return std::vector{&self.workspace_, &self.dk_, &self.dv_, &self.drow_rstd_};
+  }
+  /// Brings rows to the device; valid until the next call.
+  kernels::PassRows place(const Rows& rows);
+
   ModelConfig config_;
-  Compute<T> compute_;
-  Buffer<T> cos_, sin_;
+  DeviceOps<T> ops_;
+  Buffer<Wide<T>> cos_, sin_, workspace_, dk_, dv_, drow_rstd_;
   std::int64_t rope_positions_ = 0;
   Buffer<T> normed_, qkv_, attention_out_, gate_up_, hidden_, projected_, low_rank_, dlow_rank_;
-  Buffer<T> dqkv_, dattention_, dhidden_, dgate_up_, dnormed_, dk_, dv_, drow_;
+  Buffer<T> dqkv_, dattention_, dhidden_, dgate_up_, dnormed_, drow_;
+  std::optional<DeviceRows> device_rows_;
 };
 
 /// Angle frequencies of rotary embedding (after `scaling`), [head_dim / 2].

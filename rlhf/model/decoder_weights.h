@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "rlhf/kernels/bfloat16.h"
 #include "rlhf/model/model_config.h"
 
 namespace rlhf {
@@ -14,10 +15,10 @@ template <class T>
 struct LoraWeights {
   const T* a = nullptr;  ///< [rank, K]
   const T* b = nullptr;  ///< [num_rows, rank]
-  T* da = nullptr;
-  T* db = nullptr;
+  Wide<T>* da = nullptr;
+  Wide<T>* db = nullptr;
   std::int64_t first_row = 0, num_rows = 0, rank = 0;
-  T scale = 1;
+  double scale = 1;
 };
 
 /// y = W x + bias, with W [N, K] row-major. Gradient pointers are null where the weights are frozen.
@@ -25,8 +26,8 @@ template <class T>
 struct LinearWeights {
   const T* weight = nullptr;
   const T* bias = nullptr;
-  T* dweight = nullptr;
-  T* dbias = nullptr;
+  Wide<T>* dweight = nullptr;
+  Wide<T>* dbias = nullptr;
   std::int64_t N = 0, K = 0;
   std::vector<LoraWeights<T>> adapters;
 
@@ -37,8 +38,8 @@ template <class T>
 struct NormWeights {
   const T* weight = nullptr;  ///< [D]; null = this norm does not exist
   const T* bias = nullptr;
-  T* dweight = nullptr;
-  T* dbias = nullptr;
+  Wide<T>* dweight = nullptr;
+  Wide<T>* dbias = nullptr;
 };
 
 template <class T>
@@ -54,9 +55,9 @@ template <class T>
 struct DecoderWeights {
   ModelConfig config;
   const T* embedding = nullptr;  ///< [V, D]
-  T* dembedding = nullptr;
+  Wide<T>* dembedding = nullptr;
   const T* positions = nullptr;  ///< [max_positions, D], learned positions only
-  T* dpositions = nullptr;
+  Wide<T>* dpositions = nullptr;
   std::vector<LayerWeights<T>> layers;
   NormWeights<T> final_norm;
   LinearWeights<T> head;  ///< language-model head [V, D] (the embedding when tied) or scalar head [1, D]

@@ -35,11 +35,31 @@ class PrefixTree {
 
 }  // namespace
 
+kernels::PassRows Rows::view() const {
+  const std::int64_t last = positions.empty() ? -1 : *std::ranges::max_element(positions);
+  return {size(),
+          tokens.data(),
+          positions.data(),
+          tables.data(),
+          copy_offsets.empty() ? nullptr : copy_offsets.data(),
+          copies.data(),
+          last + 1};
+}
+
+kernels::RowTrees PackedRows::row_trees() const {
+  return {static_cast<std::int64_t>(trees_.size()), tree_offsets_.data(), tree_rows_.data()};
+}
+
+kernels::BlockUses PackedRows::block_uses() const {
+  return {num_blocks_, use_offsets_.data(), use_ranges_.data(), first_keys_.data()};
+}
+
 PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) : tables_(sequences.size()) {
   PrefixTree tree;
   std::vector<std::int32_t> block_of_row;                          // where a row's K and V are written first
   std::vector<std::pair<std::int64_t, std::int32_t>> more_blocks;  // (row, block) where they are needed too
   std::map<std::int32_t, std::size_t> tree_of_block;
+  std::vector<std::vector<std::int64_t>> ranges;  // of rows that see a block
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     const auto first_new = static_cast<std::size_t>(tree.num_rows());
     sequence_rows_.push_back(tree.add(sequences[s]));
@@ -58,6 +78,14 @@ PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) :
       for (std::size_t p = begin; p < std::min(shared, begin + kB); ++p)
         more_blocks.emplace_back(rows[p], num_blocks_);
       table.push_back(num_blocks_++);
+      first_keys_.push_back(static_cast<std::int32_t>(begin));
+      ranges.emplace_back();
+    }
+    const std::size_t end_row = first_new + rows.size() - shared;
+    for (std::size_t b = 0; b < table.size(); ++b) {
+      const std::size_t first_position = std::max(shared, b * kB);
+      for (const std::size_t row : {first_new + first_position - shared, end_row})
+        ranges[static_cast<std::size_t>(table[b])].push_back(static_cast<std::int64_t>(row));
     }
     const auto [group, inserted] = tree_of_block.try_emplace(table.front(), trees_.size());
     if (inserted) trees_.emplace_back();
@@ -74,6 +102,16 @@ PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) :
     rows_.copy_offsets.push_back(next);
     for (; next < more_blocks.size() && more_blocks[next].first == static_cast<std::int64_t>(t); ++next)
       rows_.copies.push_back(more_blocks[next].second);
+  }
+  tree_offsets_.push_back(0);
+  for (const std::vector<std::int64_t>& tree_rows : trees_) {
+    tree_rows_.insert(tree_rows_.end(), tree_rows.begin(), tree_rows.end());
+    tree_offsets_.push_back(static_cast<std::int64_t>(tree_rows_.size()));
+  }
+  use_offsets_.push_back(0);
+  for (const std::vector<std::int64_t>& block : ranges) {
+    use_ranges_.insert(use_ranges_.end(), block.begin(), block.end());
+    use_offsets_.push_back(static_cast<std::int64_t>(use_ranges_.size() / 2));
   }
 }
 

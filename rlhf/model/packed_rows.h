@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "rlhf/core/ids.h"
+#include "rlhf/kernels/device_kernels.h"
 
 namespace rlhf {
 
@@ -19,11 +20,8 @@ struct Rows {
   std::vector<std::int32_t> copies;
 
   std::int64_t size() const { return static_cast<std::int64_t>(tokens.size()); }
-  std::span<const std::int32_t> copies_of(std::int64_t t) const {
-    if (copy_offsets.empty()) return {};
-    const auto row = static_cast<std::size_t>(t);
-    return {copies.data() + copy_offsets[row], copy_offsets[row + 1] - copy_offsets[row]};
-  }
+  /// The same rows as kernels take them; valid while this object does not change.
+  kernels::PassRows view() const;
 };
 
 /// Full sequences laid out for a pass that keeps nothing afterwards (scoring, training); positions count from
@@ -46,12 +44,18 @@ class PackedRows {
   std::int64_t num_blocks() const { return num_blocks_; }
   /// The rows, grouped so that the block tables of different groups have no block in common.
   const std::vector<std::vector<std::int64_t>>& trees() const { return trees_; }
+  /// The same groups, and which rows see which block, as kernels take them.
+  kernels::RowTrees row_trees() const;
+  kernels::BlockUses block_uses() const;
 
  private:
   Rows rows_;
   std::vector<std::vector<std::int64_t>> sequence_rows_;
   std::vector<std::vector<std::int32_t>> tables_;  ///< [sequences]
   std::vector<std::vector<std::int64_t>> trees_;
+  std::vector<std::int64_t> tree_offsets_, tree_rows_;
+  std::vector<std::int64_t> use_offsets_, use_ranges_;
+  std::vector<std::int32_t> first_keys_;  ///< [blocks]
   std::int32_t num_blocks_ = 0;
 };
 

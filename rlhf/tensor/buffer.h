@@ -11,6 +11,8 @@
 #include <new>
 #include <utility>
 
+#include "rlhf/tensor/device_memory.h"
+
 namespace rlhf {
 
 /// An owned array of trivially copyable elements, aligned to 64 bytes, zero-filled. Move-only.
@@ -18,12 +20,18 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::size_t size) : size_(size) {
+  /// @param memory null: the process's own. Else the elements are for that device's kernels only, and it must
+  /// outlive the buffer.
+  explicit Buffer(std::size_t size, DeviceMemory* memory = nullptr)
+      : data_(nullptr, Free{memory}), size_(size) {
     if (size == 0) return;
     const std::size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
-    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    data_.reset(static_cast<T*>(memory ? memory->allocate(bytes) : std::aligned_alloc(64, bytes)));
     if (!data_) throw std::bad_alloc();
-    std::memset(static_cast<void*>(data_.get()), 0, bytes);
+    if (memory)
+      memory->zero(data_.get(), bytes);
+    else
+      std::memset(static_cast<void*>(data_.get()), 0, bytes);
   }
   Buffer(Buffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
@@ -41,9 +49,10 @@ class Buffer {
   T* begin() { return data(); }
   T* end() { return data() + size_; }
 
-  /// Gives the pages that lie wholly inside elements [begin, end) back to the system. The elements can be
-  /// written again at any time; their contents are lost.
+  /// Gives the pages (of the process's own memory) that lie wholly inside elements [begin, end) back to the
+  /// system. The elements can be written again at any time; their contents are lost.
   void discard(std::size_t begin, std::size_t end) {
+    if (data_.get_deleter().memory) return;
     const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
     const auto first = (reinterpret_cast<std::uintptr_t>(data() + begin) + page - 1) / page * page;
     const auto last = reinterpret_cast<std::uintptr_t>(data() + end) / page * page;
@@ -53,14 +62,21 @@ class Buffer {
   /// Grows to at least `size` elements; the contents are lost when it does.
   void reserve_discard(std::size_t size) {
     if (size > size_) {
-      *this = Buffer();
-      *this = Buffer(size);
+      DeviceMemory* const memory = data_.get_deleter().memory;
+      *this = Buffer(0, memory);
+      *this = Buffer(size, memory);
     }
   }
 
  private:
   struct Free {
-    void operator()(T* p) const { std::free(p); }
+    DeviceMemory* memory = nullptr;
+    void operator()(T* p) const {
+      if (memory)
+        memory->release(p);
+      else
+        std::free(p);
+    }
   };
   std::unique_ptr<T, Free> data_;
   std::size_t size_ = 0;

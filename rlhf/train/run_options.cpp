@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <array>
 
+#include "rlhf/kernels/cuda_device.h"
+
 namespace rlhf {
 namespace {
 
@@ -117,7 +119,11 @@ void RunOptions::validate(config::Problems& problems) const {
   if (has_stage(Stage::kPpo) && schedule.require_early_training && whole_batch)
     problems.add("schedule.require_early_training", std::string("excludes ppo.algorithm.") + whole_batch +
                                                         ", which needs the whole batch before any training");
-  if (device == Device::kCuda) problems.add("device", "this build has no CUDA device; use cpu or auto");
+  if (device == Device::kCuda) {
+    const CudaStatus gpu = cuda_status();
+    problems.add("device", gpu.usable ? "runs on a GPU are not there yet (found " + gpu.text + "); use cpu or auto"
+                                      : "no GPU can be used: " + gpu.text + "; use cpu or auto");
+  }
 }
 
 }  // namespace rlhf

@@ -1,0 +1,203 @@
+// Times the operations of a device's table one by one: one JSON line each, with the bytes an operation must
+// move (every input once, every output once) and its floating-point operations. `--small` is for trying the
+// program out.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "rlhf/core/random.h"
+#include "rlhf/core/thread_pool.h"
+#include "rlhf/kernels/adamw.h"
+#include "rlhf/kernels/cuda_device.h"
+#include "rlhf/kernels/ops.h"
+#include "rlhf/model/device_rows.h"
+
+namespace rlhf {
+namespace {
+
+template <class T>
+class Bench {
+ public:
+  Bench(const kernels::DeviceKernels<T>& ops, DeviceMemory& memory, std::string dtype, bool small)
+      : ops_(ops), memory_(memory), dtype_(std::move(dtype)), shrink_(small ? 16 : 1) {}
+
+  void run() {
+    rows();
+    products();
+    attention();
+    logits();
+    optimizer();
+  }
+
+ private:
+  // Random numbers, not zeros: zeros can run faster. One table of them is repeated.
+  template <class V>
+  DeviceBuffer<V> random(std::int64_t count) {
+    RandomStream stream(1);
+    std::vector<V> table(4099), values(static_cast<std::size_t>(count));
+    for (V& value : table) value = from_float<V>(static_cast<float>(0.1 * stream.normal()));
+    for (std::size_t i = 0; i < values.size(); ++i) values[i] = table[i % table.size()];
+    return {memory_, values};
+  }
+  std::int64_t smaller(std::int64_t n) const { return std::max<std::int64_t>(1, n / shrink_); }
+  static double bytes_of(std::int64_t elements) { return static_cast<double>(elements) * sizeof(T); }
+
+  void time(const std::string& name, nlohmann::ordered_json shape, double bytes, double flops,
+            const std::function<void()>& once) {
+    const auto seconds = [&](int repeats) {
+      memory_.synchronize();
+      const auto begin = std::chrono::steady_clock::now();
+      for (int i = 0; i < repeats; ++i) once();
+      memory_.synchronize();
+      return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count() / repeats;
+    };
+    once();
+    const int repeats = static_cast<int>(std::clamp(0.05 / seconds(1), 1.0, 200.0));
+    std::vector<double> samples;
+    for (int i = 0; i < 5; ++i) samples.push_back(seconds(repeats));
+    std::ranges::sort(samples);
+    nlohmann::ordered_json line = {{"op", name},
+                                   {"device", ops_.name},
+                                   {"dtype", dtype_},
+                                   {"shape", std::move(shape)},
+                                   {"median_us", samples[2] * 1e6},
+                                   {"min_us", samples[0] * 1e6},
+                                   {"max_us", samples[4] * 1e6},
+                                   {"gb_per_s", bytes / samples[2] / 1e9},
+                                   {"gflop_per_s", flops / samples[2] / 1e9}};
+    std::cout << line.dump() << std::endl;
+  }
+
+  void rows() {
+    const std::int64_t T_rows = smaller(8192), D = 4096, F = 11008;
+    auto x = random<T>(T_rows * D), y = random<T>(T_rows * D), weight = random<T>(D),
+         gate = random<T>(T_rows * 2 * F), hidden = random<T>(T_rows * F);
+    time("norm", {{"rows", T_rows}, {"D", D}}, bytes_of(2 * T_rows * D), 0, [&] {
+      ops_.norm({x.data(), weight.data(), nullptr, y.data(), nullptr, nullptr, D, 1e-5, false, false}, T_rows,
+                memory_.queue());
+    });
+    time("activation", {{"rows", T_rows}, {"F", F}}, bytes_of(3 * T_rows * F), 0, [&] {
+      ops_.activation({gate.data(), hidden.data(), F, kernels::GluKind::kSilu}, T_rows, memory_.queue());
+    });
+  }
+
+  void products() {
+    const std::int64_t N = 4096, K = 4096;
+    auto w = random<T>(N * K);
+    for (const std::int64_t M : {std::int64_t{1}, std::int64_t{64}, smaller(4096)}) {
+      auto x = random<T>(M * K), y = random<T>(M * N);
+      time("linear", {{"M", M}, {"N", N}, {"K", K}}, bytes_of(N * K + M * (N + K)),
+           2.0 * static_cast<double>(M) * static_cast<double>(N * K), [&] {
+             ops_.linear({x.data(), K, w.data(), nullptr, y.data(), N, K, false}, M, N, memory_.queue());
+           });
+    }
+  }
+
+  void attention() {
+    const std::int64_t N = 32, G = 8, H = 128, stride = G * H * kernels::kBlockTokens;
+    for (const std::int64_t batch : {std::int64_t{1}, smaller(64)})
+      for (const std::int64_t context : {std::int64_t{256}, smaller(4096)}) {
+        const std::int64_t per_row = kernels::ceil_div(context, kernels::kBlockTokens);
+        std::vector<std::int32_t> table(static_cast<std::size_t>(batch * per_row));
+        for (std::size_t i = 0; i < table.size(); ++i)
+          table[i] = static_cast<std::int32_t>(table.size() - 1 - i);
+        Rows rows;
+        for (std::int64_t b = 0; b < batch; ++b) {
+          rows.tokens.push_back(0);
+          rows.positions.push_back(static_cast<std::int32_t>(context - 1));
+          rows.tables.push_back(table.data() + b * per_row);
+        }
+        const DeviceRows view(memory_, rows);
+        auto k = random<T>(batch * per_row * stride), v = random<T>(batch * per_row * stride),
+             q = random<T>(batch * N * H), out = random<T>(batch * N * H);
+        auto workspace = random<Wide<T>>(kernels::attention_workspace(batch, N, H, context, 0));
+        time("attention", {{"batch", batch}, {"context", context}, {"N", N}, {"G", G}, {"H", H}},
+             bytes_of(2 * batch * context * G * H), 4.0 * static_cast<double>(batch * context * N * H), [&] {
+               ops_.attention({{k.data(), v.data(), stride, N, G, H, 0.088, 0},
+                               q.data(),
+                               N * H,
+                               out.data(),
+                               nullptr,
+                               0,
+                               workspace.data()},
+                              view.view(), memory_.queue());
+             });
+      }
+  }
+
+  void logits() {
+    const std::int64_t rows = smaller(64), V = 128256;
+    auto values = random<Wide<T>>(rows * V);
+    DeviceBuffer<TokenId> targets(memory_, std::vector<TokenId>(static_cast<std::size_t>(rows), 7)),
+        drawn(memory_, std::vector<TokenId>(static_cast<std::size_t>(rows)));
+    DeviceBuffer<kernels::LogitsRow> statistics(memory_, static_cast<std::size_t>(rows));
+    DeviceBuffer<kernels::DrawKey> keys(
+        memory_, std::vector<kernels::DrawKey>(static_cast<std::size_t>(rows), {1, 2, 3, 4, 1, false}));
+    const double bytes = static_cast<double>(rows * V) * sizeof(Wide<T>);
+    time("logits", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
+      ops_.logits({values.data(), V, 1, 0, targets.data(), statistics.data(), nullptr, nullptr}, rows,
+                  memory_.queue());
+    });
+    time("draw", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
+      ops_.draw({values.data(), V, keys.data(), drawn.data()}, rows, memory_.queue());
+    });
+  }
+
+  void optimizer() {
+    const std::int64_t n = smaller(100'000'000);
+    auto master = random<Wide<T>>(n), gradient = random<Wide<T>>(n);
+    DeviceBuffer<Wide<T>> first(memory_, std::vector<Wide<T>>(static_cast<std::size_t>(n))),
+        second(memory_, std::vector<Wide<T>>(static_cast<std::size_t>(n)));
+    auto shadow = random<T>(n);
+    time("adamw", {{"n", n}}, static_cast<double>(n) * (7 * sizeof(Wide<T>) + sizeof(T)), 0, [&] {
+      ops_.adamw(
+          adamw_factors({}),
+          {master.data(), shadow.data(), gradient.data(), first.data(), second.data(), nullptr, n, nullptr},
+          memory_.queue());
+    });
+  }
+
+  const kernels::DeviceKernels<T>& ops_;
+  DeviceMemory& memory_;
+  std::string dtype_;
+  std::int64_t shrink_;
+};
+
+int run(const std::string& device, bool small) {
+  if (device == "cpu") {
+    ThreadPool pool;
+    Compute<float> compute(pool, kernels::detect_cpu_isa());
+    HostMemory memory(&compute);
+    Bench<float>(kernels::cpu_device_kernels<float>(), memory, "float32", small).run();
+    return 0;
+  }
+  const auto cuda = CudaDevice::open();
+  std::cerr << cuda_status().text << '\n';
+  Bench<Bfloat16>(cuda_device_kernels<Bfloat16>(), *cuda, "bfloat16", small).run();
+  Bench<float>(cuda_device_kernels<float>(), *cuda, "float32", small).run();
+  return 0;
+}
+
+}  // namespace
+}  // namespace rlhf
+
+int main(int argc, char** argv) {
+  CLI::App app("Times the operations of a device");
+  std::string device = "cuda";
+  bool small = false;
+  app.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  app.add_flag("--small", small, "A sixteenth of the sizes");
+  CLI11_PARSE(app, argc, argv);
+  try {
+    return rlhf::run(device, small);
+  } catch (const std::exception& error) {
+    std::cerr << "device_bench: " << error.what() << '\n';
+    return 1;
+  }
+}

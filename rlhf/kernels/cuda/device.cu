@@ -1,0 +1,192 @@
+#include "rlhf/kernels/cuda_device.h"
+
+#include <cuda_runtime.h>
+
+#include "rlhf/core/error.h"
+#include "rlhf/kernels/cuda/library_product.h"
+
+namespace rlhf {
+namespace {
+
+constexpr int kLeastMajor = 8;  // the first with bf16 tensor cores
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // not sticky
+    fail<MemoryError>("CUDA: ", what, ": out of device memory");
+  }
+  fail<Error>("CUDA: ", what, ": ", cudaGetErrorString(status), " (", cudaGetErrorName(status), ")");
+}
+
+// The static runtime looks for the driver when it is first called; without one this program runs on the CPU.
+std::string driver_problem() {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+    return "no NVIDIA driver was found (libcuda.so.1 is part of it)";
+  if (driver / 1000 < CUDART_VERSION / 1000)
+    return concat("the NVIDIA driver supports CUDA ", driver / 1000, ".", driver % 1000 / 10,
+                  ", this build needs ", CUDART_VERSION / 1000, ".0 or newer");
+  return "";
+}
+
+class StreamDevice : public CudaDevice {
+ public:
+  explicit StreamDevice(int index) : index_(index) {
+    check(cudaSetDevice(index), "choosing the GPU");
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+  }
+  ~StreamDevice() override { cudaStreamDestroy(stream_); }
+
+  void* allocate(std::size_t bytes) override {
+    void* memory = nullptr;
+    use();
+    check(cudaMalloc(&memory, bytes), "allocating");
+    return memory;
+  }
+  void release(void* memory) noexcept override {
+    cudaSetDevice(index_);
+    cudaStreamSynchronize(stream_);  // a kernel may still read it
+    cudaFree(memory);
+  }
+  void upload(void* to, const void* from, std::size_t bytes) override {
+    use();
+    // From pageable memory the copy is staged before the call returns.
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
+  }
+  void download(void* to, const void* from, std::size_t bytes) override {
+    use();
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+    synchronize();
+  }
+  void copy(void* to, const void* from, std::size_t bytes) override {
+    use();
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copying on the GPU");
+  }
+  void zero(void* memory, std::size_t bytes) override {
+    use();
+    check(cudaMemsetAsync(memory, 0, bytes, stream_), "clearing memory");
+  }
+  void synchronize() override {
+    use();
+    check(cudaStreamSynchronize(stream_), "waiting for kernels");
+  }
+  void* queue() override { return stream_; }
+  std::size_t free_bytes() const override { return memory_info().free; }
+  std::size_t total_bytes() const override { return memory_info().total; }
+
+ private:
+  struct MemoryInfo {
+    std::size_t free = 0, total = 0;
+  };
+  MemoryInfo memory_info() const {
+    MemoryInfo info;
+    use();
+    check(cudaMemGetInfo(&info.free, &info.total), "asking for free memory");
+    return info;
+  }
+  // The current device is a property of the calling thread.
+  void use() const { check(cudaSetDevice(index_), "choosing the GPU"); }
+
+  int index_;
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace
+
+CudaStatus cuda_status(int index) {
+  if (std::string problem = driver_problem(); !problem.empty()) return {false, problem};
+  int count = 0;
+  if (const cudaError_t status = cudaGetDeviceCount(&count); status != cudaSuccess)
+    return {false, concat("no GPU can be used: ", cudaGetErrorString(status))};
+  if (index >= count) return {false, concat("there is no GPU number ", index, "; this machine has ", count)};
+  cudaDeviceProp properties{};
+  if (const cudaError_t status = cudaGetDeviceProperties(&properties, index); status != cudaSuccess)
+    return {false, concat("GPU ", index, " does not answer: ", cudaGetErrorString(status))};
+  if (properties.major < kLeastMajor)
+    return {false, concat(properties.name, " has compute capability ", properties.major, ".",
+                          properties.minor, ", expected ", kLeastMajor, ".0 or newer")};
+  return {true, concat(properties.name, ", compute capability ", properties.major, ".", properties.minor,
+                       ", ", properties.totalGlobalMem >> 20, " MiB, ", properties.multiProcessorCount,
+                       " multiprocessors")};
+}
+
+std::unique_ptr<CudaDevice> CudaDevice::open(int index) {
+  const CudaStatus status = cuda_status(index);
+  if (!status.usable) fail<Error>("device: cuda: ", status.text);
+  return std::make_unique<StreamDevice>(index);
+}
+
+namespace kernels::cuda {
+template <class T>
+void fill_rows(DeviceKernels<T>&);
+template <class T>
+void fill_attention(DeviceKernels<T>&);
+}  // namespace kernels::cuda
+
+namespace {
+
+template <class T>
+const kernels::DeviceKernels<T>& own_kernels() {
+  static const kernels::DeviceKernels<T> kernels = [] {
+    kernels::DeviceKernels<T> table{};
+    table.name = "cuda";
+    kernels::cuda::fill_rows(table);
+    kernels::cuda::fill_attention(table);
+    return table;
+  }();
+  return kernels;
+}
+
+template <class T, class Y>
+bool try_library(const kernels::LinearArgs<T, Y>& args, std::int64_t M, std::int64_t N, void* queue) {
+  return kernels::cuda::try_library_product<T, Y>(
+      {args.x, args.ldx, 1, args.w, 1, args.K, args.bias, args.y, args.ldy, M, N, args.K, args.accumulate},
+      queue);
+}
+
+template <class T, class C>
+bool try_library(const kernels::GemmArgs<T, C>& args, void* queue) {
+  return kernels::cuda::try_library_product<T, C>(
+      {args.a, args.a_row_stride, args.a_col_stride, args.b, args.ldb, 1, nullptr, args.c, args.ldc, args.M,
+       args.N, args.K, args.accumulate},
+      queue);
+}
+
+// The own kernels are what runs where the library is missing or has nothing for a case.
+template <class T>
+const kernels::DeviceKernels<T>& library_kernels() {
+  static const kernels::DeviceKernels<T> kernels = [] {
+    kernels::DeviceKernels<T> table = own_kernels<T>();
+    table.linear = [](const kernels::LinearArgs<T>& args, std::int64_t M, std::int64_t N, void* queue) {
+      if (!try_library(args, M, N, queue)) own_kernels<T>().linear(args, M, N, queue);
+    };
+    table.linear_wide = [](const kernels::LinearArgs<T, Wide<T>>& args, std::int64_t M, std::int64_t N,
+                           void* queue) {
+      if (!try_library(args, M, N, queue)) own_kernels<T>().linear_wide(args, M, N, queue);
+    };
+    table.gemm = [](const kernels::GemmArgs<T>& args, void* queue) {
+      if (!try_library(args, queue)) own_kernels<T>().gemm(args, queue);
+    };
+    table.gemm_wide = [](const kernels::GemmArgs<T, Wide<T>>& args, void* queue) {
+      if (!try_library(args, queue)) own_kernels<T>().gemm_wide(args, queue);
+    };
+    return table;
+  }();
+  return kernels;
+}
+
+}  // namespace
+
+template <class T>
+const kernels::DeviceKernels<T>& cuda_device_kernels(CudaProducts products) {
+  return products == CudaProducts::kOwn ? own_kernels<T>() : library_kernels<T>();
+}
+template const kernels::DeviceKernels<float>& cuda_device_kernels<float>(CudaProducts);
+template const kernels::DeviceKernels<Bfloat16>& cuda_device_kernels<Bfloat16>(CudaProducts);
+
+const std::string& cuda_library_problem() {
+  return kernels::cuda::library_problem();
+}
+
+}  // namespace rlhf

@@ -1,0 +1,42 @@
+#pragma once
+// Everything but attention, into the table of a device.
+
+#include "rlhf/kernels/cuda/append.cuh"
+#include "rlhf/kernels/cuda/elementwise.cuh"
+#include "rlhf/kernels/cuda/logits.cuh"
+#include "rlhf/kernels/cuda/norm.cuh"
+#include "rlhf/kernels/cuda/optimizer.cuh"
+#include "rlhf/kernels/cuda/product.cuh"
+
+namespace rlhf::kernels::RLHF_GPU {
+
+template <class T>
+void fill_rows(DeviceKernels<T>& table) {
+  table.linear = linear<T, T>;
+  table.linear_wide = linear<T, Wide<T>>;
+  table.gemm = gemm<T, T>;
+  table.gemm_wide = gemm<T, Wide<T>>;
+  table.norm = norm<T>;
+  table.norm_grad = norm_grad<T>;
+  table.activation = activation<T>;
+  table.activation_grad = activation_grad<T>;
+  table.add = add<T>;
+  table.scale = scale<T>;
+  table.add_column_sums = add_column_sums<T>;
+  table.embed = embed<T>;
+  table.embed_grad = embed_grad<T>;
+  table.append = append<T>;
+  table.append_grad = append_grad<T>;
+  table.gather_rows = gather_rows<T>;
+  table.add_to_rows = add_to_rows<T>;
+  table.copy_blocks = copy_blocks<T>;
+  table.logits = logits<T>;
+  table.logits_grad = logits_grad<T>;
+  table.draw = draw<T>;
+  table.narrow = narrow<T>;
+  table.adamw = adamw<T>;
+  table.sum_squares = sum_squares;
+  table.clip = clip;
+}
+
+}  // namespace rlhf::kernels::RLHF_GPU

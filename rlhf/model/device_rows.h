@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+
+#include "rlhf/tensor/device_memory.h"
+#include "rlhf/model/packed_rows.h"
+
+namespace rlhf {
+
+/// The rows of one pass in a device's memory. Block tables are uploaded once per sequence, as far as the pass
+/// reads them.
+class DeviceRows {
+ public:
+  DeviceRows(DeviceMemory& memory, const Rows& rows);
+
+  const kernels::PassRows& view() const { return view_; }
+
+ private:
+  DeviceBuffer<TokenId> tokens_;
+  DeviceBuffer<std::int32_t> positions_, blocks_, copies_;
+  DeviceBuffer<const std::int32_t*> tables_;
+  DeviceBuffer<std::size_t> copy_offsets_;
+  kernels::PassRows view_;
+};
+
+/// Which rows see which block, in a device's memory.
+class DeviceBlockUses {
+ public:
+  DeviceBlockUses(DeviceMemory& memory, const PackedRows& packed);
+
+  const kernels::BlockUses& view() const { return view_; }
+
+ private:
+  DeviceBuffer<std::int64_t> offsets_, ranges_;
+  DeviceBuffer<std::int32_t> first_keys_;
+  kernels::BlockUses view_;
+};
+
+}  // namespace rlhf

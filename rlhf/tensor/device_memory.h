@@ -1,0 +1,100 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+#include <vector>
+
+namespace rlhf {
+
+/// Memory of a device and the queue its kernels run in. Uploads, downloads and kernels happen in the order of
+/// the calls.
+class DeviceMemory {
+ public:
+  virtual ~DeviceMemory() = default;
+  /// @throws MemoryError when there is no room.
+  virtual void* allocate(std::size_t bytes) = 0;
+  virtual void release(void* memory) noexcept = 0;
+  /// Copies to the device. `from` may be reused when the call returns.
+  virtual void upload(void* to, const void* from, std::size_t bytes) = 0;
+  /// Copies from the device and waits until that is done. @throws Error naming a fault of an earlier kernel.
+  virtual void download(void* to, const void* from, std::size_t bytes) = 0;
+  /// Copies between places on the device that do not overlap.
+  virtual void copy(void* to, const void* from, std::size_t bytes) = 0;
+  virtual void zero(void* memory, std::size_t bytes) = 0;
+  /// Waits for everything queued so far. @throws Error naming a fault of an earlier kernel.
+  virtual void synchronize() = 0;
+  /// What DeviceKernels take as queue.
+  virtual void* queue() = 0;
+};
+
+/// The CPU's own memory. The queue is what its kernels need: a `const Compute<T>*`.
+class HostMemory : public DeviceMemory {
+ public:
+  explicit HostMemory(void* queue) : queue_(queue) {}
+  void* allocate(std::size_t bytes) override {
+    void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!memory && bytes > 0) throw std::bad_alloc();
+    return memory;
+  }
+  void release(void* memory) noexcept override { std::free(memory); }
+  void upload(void* to, const void* from, std::size_t bytes) override {
+    if (bytes > 0) std::memcpy(to, from, bytes);
+  }
+  void download(void* to, const void* from, std::size_t bytes) override { upload(to, from, bytes); }
+  void copy(void* to, const void* from, std::size_t bytes) override { upload(to, from, bytes); }
+  void zero(void* memory, std::size_t bytes) override {
+    if (bytes > 0) std::memset(memory, 0, bytes);
+  }
+  void synchronize() override {}
+  void* queue() override { return queue_; }
+
+ private:
+  void* queue_;
+};
+
+/// An array of trivially copyable elements on a device, which must outlive it. Move-only.
+template <class V>
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(DeviceMemory& memory, std::size_t size)
+      : memory_(&memory),
+        size_(size),
+        data_(static_cast<V*>(size ? memory.allocate(size * sizeof(V)) : nullptr)) {}
+  DeviceBuffer(DeviceMemory& memory, const std::vector<V>& values) : DeviceBuffer(memory, values.size()) {
+    if (size_ > 0) memory_->upload(data_, values.data(), size_ * sizeof(V));
+  }
+  DeviceBuffer(DeviceBuffer&& other) noexcept
+      : memory_(other.memory_),
+        size_(std::exchange(other.size_, 0)),
+        data_(std::exchange(other.data_, nullptr)) {}
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    std::swap(memory_, other.memory_);
+    std::swap(size_, other.size_);
+    std::swap(data_, other.data_);
+    return *this;
+  }
+  ~DeviceBuffer() {
+    if (data_) memory_->release(data_);
+  }
+
+  V* data() { return data_; }
+  const V* data() const { return data_; }
+  std::size_t size() const { return size_; }
+  /// A copy on the host; waits for the device.
+  std::vector<V> values() const {
+    std::vector<V> out(size_);
+    if (size_ > 0) memory_->download(out.data(), data_, size_ * sizeof(V));
+    return out;
+  }
+
+ private:
+  DeviceMemory* memory_ = nullptr;
+  std::size_t size_ = 0;
+  V* data_ = nullptr;
+};
+
+}  // namespace rlhf

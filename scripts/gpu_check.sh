@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in phases of at most 8 minutes each. Needs no network.
+#   scripts/gpu_check.sh [PHASE ...]     phases: build test memcheck racecheck initcheck bench; none: all, in this order
+# Results go to $RLHF_GPU_RESULTS (default build/gpu/results): one log per phase and summary.txt.
+# `build` alone runs without a GPU, too: its programs need no installed packages and can be carried to the machine with
+# the GPU, where the other phases then use them.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/steps.sh"
+cd "$root"
+
+build=build/gpu
+results=${RLHF_GPU_RESULTS:-$build/results}
+test_program=$build/tests/device_kernels_test
+bench_program=$build/device_bench
+limit_s=480
+mkdir -p "$results"
+
+usage() {
+  sed -n '2,6s/^# //p' "$0" >&2
+  exit 2
+}
+
+die() {
+  printf '%s\n' "gpu_check: $*" >&2
+  exit 1
+}
+
+# cuBLASLt may only be inside PyTorch's wheels; without it the tests run with the own products and say so.
+find_cublas() {
+  local folder
+  folder=$(python3 -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1] / "nvidia/cu13/lib")' 2>/dev/null) || return 0
+  if [ -e "$folder/libcublasLt.so.13" ]; then export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder"; fi
+}
+
+build() {
+  find_nvcc >/dev/null || die "no nvcc: put CUDA's bin folder on PATH, or carry $build from a machine that has it"
+  # As few shared libraries as possible, so that the programs run where the Debian packages are not installed.
+  cmake -S . -B "$build" -G Ninja -Wno-dev -DCMAKE_BUILD_TYPE=Release -DRLHF_TORCH=OFF -DRLHF_CUDA=ON -DRLHF_BENCHMARKS=ON \
+    -DCMAKE_EXE_LINKER_FLAGS="-Wl,--as-needed -static-libstdc++ -static-libgcc" &&
+    cmake --build "$build" --parallel "$(nproc)" --target device_kernels_test device_bench
+}
+
+find_nvcc() { command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; }; }
+
+find_sanitizer() {
+  local folder
+  for folder in "" /usr/local/cuda/bin/ /usr/local/cuda/compute-sanitizer/; do
+    if command -v "${folder}compute-sanitizer"; then return 0; fi
+  done
+  return 1
+}
+
+need_gpu() {
+  [ -x "$test_program" ] || die "$test_program is missing: run the phase build first, or carry it from another machine"
+  # Fails with what is missing (driver, GPU, capability) when there is none.
+  RLHF_TEST_DEVICES=cuda "$test_program" "without a GPU*" || die "this phase needs a GPU; the reason stands above"
+}
+
+run_tests() { RLHF_TEST_DEVICES=cuda timeout "$limit_s" "$test_program"; }
+
+sanitize() {
+  local tool=$1 program
+  program=$(find_sanitizer) || die "compute-sanitizer is missing: it comes with the CUDA toolkit"
+  # The largest shapes take minutes under a sanitizer and touch no code of their own.
+  RLHF_TEST_DEVICES=cuda timeout "$limit_s" "$program" --tool "$tool" --error-exitcode 9 --print-limit 20 \
+    "$test_program" "[device]~*100000*"
+}
+
+run_phase() {
+  local phase=$1 begin=$SECONDS status=0
+  say "gpu_check: $phase"
+  (
+    case "$phase" in
+      build) build ;;
+      test) need_gpu && run_tests ;;
+      memcheck | racecheck | initcheck) need_gpu && sanitize "$phase" ;;
+      bench) need_gpu && timeout "$limit_s" "$bench_program" --device cuda ;;
+    esac
+  ) > >(tee "$results/$phase.log") 2>&1 || status=$?
+  printf '%-10s %s in %d s\n' "$phase" "$([ "$status" -eq 0 ] && echo ok || echo "FAILED ($status)")" \
+    $((SECONDS - begin)) | tee -a "$results/summary.txt"
+  return "$status"
+}
+
+find_cublas
+phases=("$@")
+if [ ${#phases[@]} -eq 0 ]; then phases=(build test memcheck racecheck initcheck bench); fi
+for phase in "${phases[@]}"; do
+  case "$phase" in build | test | memcheck | racecheck | initcheck | bench) ;; *) usage ;; esac
+done
+{ date -u +%FT%TZ; git rev-parse HEAD 2>/dev/null || echo "no git"; nvidia-smi -L 2>/dev/null || echo "no nvidia-smi"; } >>"$results/summary.txt"
+failed=0
+for phase in "${phases[@]}"; do
+  # In a subshell with `set -e` of its own: a phase that fails does not stop the others.
+  run_phase "$phase" || failed=1
+  if [ "$phase" = build ] && [ "$failed" -ne 0 ]; then break; fi
+done
+say "gpu_check: results in $results"
+exit "$failed"

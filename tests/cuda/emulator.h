@@ -1,0 +1,228 @@
+#pragma once
+// Runs the kernels of rlhf/kernels/cuda on the CPU, from their own sources. Include before any of them; takes
+// the place of rlhf/kernels/cuda/launch.cuh. One thread of the machine runs the blocks one after another; the
+// threads of a block are coroutines that switch at barriers and shuffles only.
+//
+// It is stricter than a GPU where it can be: shared memory has exactly the bytes asked for, on the heap (the
+// address sanitizer sees an access beyond it), and is full of NaN at the start of a block; a thread that
+// ends, or waits elsewhere, while others wait is an error; and `order` starts threads in ascending,
+// descending or mixed order, so that a missing barrier changes results. It cannot show: races between blocks,
+// alignment of vector loads, limits of the hardware.
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "rlhf/core/error.h"
+
+#define __global__
+#define __device__
+
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  explicit dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {}
+};
+
+namespace emulator {
+
+inline dim3 thread_index, block_index, block_size, grid_size;
+
+enum class Order { kAscending, kDescending, kMixed };
+inline Order order = Order::kAscending;
+
+/// One block of threads as coroutines.
+class Block {
+ public:
+  static constexpr std::size_t kStackBytes = 64 << 10;
+  static constexpr std::size_t kWarp = 32;
+
+  Block(int threads, std::size_t shared_bytes) : threads_(static_cast<std::size_t>(threads)) {
+    if (threads <= 0 || threads > 1024 || (threads > 1 && threads % static_cast<int>(kWarp) != 0))
+      throw std::logic_error("emulator: a block has " + std::to_string(threads) + " threads");
+    if (shared_bytes > 48 << 10)
+      throw std::logic_error("emulator: " + std::to_string(shared_bytes) + " bytes of shared memory");
+    shared_bytes_ = shared_bytes;
+    shared_.reset(new unsigned char[std::max<std::size_t>(shared_bytes, 1)]);
+    for (std::size_t i = 0; i < threads_.size(); ++i) {
+      threads_[i].stack.reset(new unsigned char[kStackBytes]);
+      start_order_.push_back(i);
+    }
+    if (order == Order::kDescending) std::reverse(start_order_.begin(), start_order_.end());
+    const auto mix = [](std::size_t i) { return i * 2654435761U % 65521; };
+    if (order == Order::kMixed)
+      std::sort(start_order_.begin(), start_order_.end(), [&](std::size_t a, std::size_t b) {
+        return std::pair(mix(a / kWarp), mix(a)) < std::pair(mix(b / kWarp), mix(b));
+      });
+  }
+
+  /// Runs `body` in every thread of the block.
+  template <class Body>
+  void run(const Body& body) {
+    std::memset(shared_.get(), 0xFF, shared_bytes_);
+    body_ = [](const void* b) { (*static_cast<const Body*>(b))(); };
+    context_ = &body;
+    current_block = this;
+    barrier_arrived_ = barriers_passed_ = 0;
+    for (Thread& t : threads_) {
+      t.done = t.started = false;
+      t.barriers = t.shuffles = 0;
+    }
+    for (std::size_t left = threads_.size(); left > 0;) {
+      bool progress = false;
+      for (std::size_t warp = 0; warp < threads_.size(); warp += kWarp)
+        while (run_warp(warp, left)) progress = true;
+      if (!progress)
+        throw std::logic_error("emulator: threads wait at a barrier or shuffle that others never reach");
+    }
+    if (barrier_arrived_ != 0) throw std::logic_error("emulator: a barrier that not all threads reach");
+  }
+
+  void barrier() {
+    Thread& me = threads_[current_];
+    const std::size_t mine = ++me.barriers;
+    progressed_ = true;
+    if (++barrier_arrived_ == threads_.size()) {
+      barrier_arrived_ = 0;
+      ++barriers_passed_;
+    }
+    while (barriers_passed_ < mine) yield();
+    progressed_ = true;
+  }
+
+  /// Every lane of the warp gives a value; returns that of lane `from`.
+  template <class V>
+  V shuffle(V value, int from) {
+    static_assert(sizeof(V) <= sizeof(std::uint64_t));
+    Thread& me = threads_[current_];
+    const std::size_t generation = ++me.shuffles, first = current_ / kWarp * kWarp;
+    // Two slots in turn: a lane can be one shuffle ahead of another, not two.
+    std::memcpy(&me.slot[generation % 2], &value, sizeof(V));
+    progressed_ = true;
+    const auto all_here = [&] {
+      for (std::size_t i = first; i < first + kWarp; ++i)
+        if (threads_[i].shuffles < generation) return false;
+      return true;
+    };
+    while (!all_here()) yield();
+    progressed_ = true;
+    V result;
+    std::memcpy(&result, &threads_[first + static_cast<std::size_t>(from)].slot[generation % 2], sizeof(V));
+    return result;
+  }
+
+  int lane() const { return static_cast<int>(current_ % kWarp); }
+  unsigned char* shared() { return shared_.get(); }
+
+  static inline Block* current_block = nullptr;
+
+ private:
+  struct Thread {
+    std::unique_ptr<unsigned char[]> stack;
+    jmp_buf state;
+    bool started = false, done = false;
+    std::size_t barriers = 0, shuffles = 0;
+    std::uint64_t slot[2] = {};
+  };
+
+  static void enter() {
+    Block& block = *current_block;
+    block.body_(block.context_);
+    block.threads_[block.current_].done = true;
+    _longjmp(block.scheduler_, 1);
+  }
+
+  // Runs the lanes of one warp up to what they wait for. @return whether one of them came any further
+  bool run_warp(std::size_t first, std::size_t& left) {
+    progressed_ = false;
+    for (std::size_t k = first; k < std::min(first + kWarp, threads_.size()); ++k) {
+      Thread& thread = threads_[start_order_[k]];
+      if (thread.done) continue;
+      resume(start_order_[k]);
+      left -= thread.done;
+      progressed_ |= thread.done;
+    }
+    return progressed_;
+  }
+
+  void resume(std::size_t i) {
+    current_ = i;
+    thread_index.x = static_cast<unsigned>(i);
+    if (_setjmp(scheduler_) != 0) return;
+    if (threads_[i].started) _longjmp(threads_[i].state, 1);
+    threads_[i].started = true;
+    ucontext_t context;
+    getcontext(&context);
+    context.uc_stack.ss_sp = threads_[i].stack.get();
+    context.uc_stack.ss_size = kStackBytes;
+    context.uc_link = nullptr;
+    makecontext(&context, enter, 0);
+    setcontext(&context);
+  }
+
+  void yield() {
+    if (_setjmp(threads_[current_].state) == 0) _longjmp(scheduler_, 1);
+  }
+
+  std::vector<Thread> threads_;
+  std::vector<std::size_t> start_order_;
+  std::unique_ptr<unsigned char[]> shared_;
+  std::size_t shared_bytes_ = 0, current_ = 0, barrier_arrived_ = 0, barriers_passed_ = 0;
+  bool progressed_ = false;
+  jmp_buf scheduler_;
+  void (*body_)(const void*) = nullptr;
+  const void* context_ = nullptr;
+};
+
+}  // namespace emulator
+
+#define threadIdx ::emulator::thread_index
+#define blockIdx ::emulator::block_index
+#define blockDim ::emulator::block_size
+#define gridDim ::emulator::grid_size
+
+inline void __syncthreads() {
+  ::emulator::Block::current_block->barrier();
+}
+inline void __syncwarp() {
+  ::emulator::Block::current_block->shuffle(0, 0);
+}
+template <class V>
+V __shfl_xor_sync(unsigned, V value, int mask) {
+  auto& block = *::emulator::Block::current_block;
+  return block.shuffle(value, block.lane() ^ mask);
+}
+template <class V>
+V __shfl_sync(unsigned, V value, int from) {
+  return ::emulator::Block::current_block->shuffle(value, from);
+}
+
+namespace rlhf::kernels::RLHF_GPU {
+
+template <class V>
+V* block_shared() {
+  return reinterpret_cast<V*>(::emulator::Block::current_block->shared());
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
+            void*, const Arguments&... arguments) {
+  if (grid.x == 0 || grid.y == 0) return;
+  ::emulator::Block block(threads, shared_bytes);
+  ::emulator::block_size = dim3(static_cast<unsigned>(threads));
+  ::emulator::grid_size = grid;
+  for (unsigned y = 0; y < grid.y; ++y)
+    for (unsigned x = 0; x < grid.x; ++x) {
+      ::emulator::block_index = dim3(x, y);
+      block.run([&] { kernel(arguments...); });
+    }
+}
+
+}  // namespace rlhf::kernels::RLHF_GPU
