@@ -184,8 +184,8 @@ TEST_CASE("a preset lies below the explicit keys of its group") {
   CHECK_THAT(error("preset: loop.yaml"), ContainsSubstring("presets include one another without end"));
   CHECK_THAT(error("preset: wrong.yaml"),
              ContainsSubstring("wrong.yaml:1:1: ppo.clip_rang: unknown key; nearest key is ppo.clip_range"));
-  CHECK_THAT(error("preset: none.yaml"), ContainsSubstring(name + ":2:15: ppo.preset: ") &&
-                                             ContainsSubstring("none.yaml: no such file"));
+  CHECK_THAT(error("preset: none.yaml"),
+             ContainsSubstring(name + ":2:15: ppo.preset: ") && ContainsSubstring("none.yaml: no such file"));
   CHECK_THAT(error("preset: [wide]"), ContainsSubstring("expected the name of a preset or a YAML file"));
 }
 
