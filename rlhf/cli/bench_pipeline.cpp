@@ -93,7 +93,8 @@ std::int64_t tokens_of(const WorkPackage& work, const Arguments& arguments, std:
   for (std::int64_t i = 0; i < arguments.batch; ++i) {
     const auto slot = static_cast<std::uint64_t>(iteration * arguments.batch + i);
     tokens += arguments.length(work, slot);
-    if (with_prompts) tokens += static_cast<std::int64_t>(work.prompt(arguments.prompt_slot(slot)).tokens.size());
+    if (with_prompts)
+      tokens += static_cast<std::int64_t>(work.prompt(arguments.prompt_slot(slot)).tokens.size());
   }
   return tokens;
 }
@@ -201,7 +202,8 @@ void bench_pipeline(Arguments arguments) {
 
 void add_bench_pipeline(CLI::App& bench) {
   auto* verb = bench.add_subcommand(
-      "pipeline", "Whole iterations of the preset trl-ppo or trl-grpo on a work package (see benchmarks/README.md)");
+      "pipeline",
+      "Whole iterations of the preset trl-ppo or trl-grpo on a work package (see benchmarks/README.md)");
   auto a = std::make_shared<Arguments>();
   const auto at_least = [](std::int64_t low) { return CLI::Range(low, std::int64_t{1} << 20); };
   verb->add_option("--work", a->work, "Folder of the work package")->required();

@@ -194,9 +194,10 @@ void add_generate(CLI::App& app) {
       ->check(CLI::Range(1, 4096));
   verb->add_option("--max-tokens-per-step", a->max_tokens_per_step, "Decode tokens and prefill of one step")
       ->check(CLI::Range(1, 1 << 20));
-  verb->add_option("--draft-rows", a->draft_rows,
-                   "Where so few samples decode, guess coming tokens up to so many rows a step; responses are the "
-                   "same; 0 = off")
+  verb->add_option(
+          "--draft-rows", a->draft_rows,
+          "Where so few samples decode, guess coming tokens up to so many rows a step; responses are the "
+          "same; 0 = off")
       ->check(CLI::Range(0, 4096));
   verb->add_flag("--statistics", a->statistics, "One JSON object about speed on standard error");
   verb->add_option("--cache-blocks", a->cache_blocks,

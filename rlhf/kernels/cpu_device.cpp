@@ -1,8 +1,8 @@
 // The CPU's table of DeviceKernels: the kernels of one instruction set over the rows of a pass, split over
 // threads. Threads only split work that they do not share, so results do not depend on how many there are.
 #include <algorithm>
-#include <vector>
 #include <cmath>
+#include <vector>
 
 #include "rlhf/core/random.h"
 #include "rlhf/kernels/adamw.h"
@@ -193,8 +193,8 @@ void attention_grad(const PassAttentionGradArgs<T>& args, const PassRows& rows, 
       for (std::int64_t i = args.trees.offsets[task / G]; i < args.trees.offsets[task / G + 1]; ++i) {
         const std::int64_t t = args.trees.rows[i], position = rows.positions[t];
         tree.push_back({args.q + t * N * H, args.out + t * N * H, args.dout + t * N * H, args.lse + t * N,
-                        args.dq + t * args.dq_stride, rows.tables[t], first_visible_key(position, args.window),
-                        position + 1});
+                        args.dq + t * args.dq_stride, rows.tables[t],
+                        first_visible_key(position, args.window), position + 1});
       }
       compute.table().attention_grad(args.cache, tree.data(), static_cast<std::int64_t>(tree.size()), args.dk,
                                      args.dv, task % G);

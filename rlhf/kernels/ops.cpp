@@ -38,7 +38,7 @@ T* packed_panel(const kernels::Kernels<T>& table) {
 
 template <class T>
 void Compute<T>::linear(const kernels::LinearArgs<T>& args, std::int64_t M, std::int64_t N) const {
-  if (M <= 0) return;
+  if (M <= 0 || N <= 0) return;
   const kernels::Kernels<T>& table = *kernels_;
   // Few rows pass through W once and are done: smaller pieces keep the threads together.
   const std::int64_t width = M <= 8 && N <= 4096 ? table.panel_columns / 2 : table.panel_columns;
@@ -57,6 +57,7 @@ void Compute<T>::linear(const kernels::LinearArgs<T>& args, std::int64_t M, std:
 
 template <class T>
 void Compute<T>::gemm(const kernels::GemmArgs<T>& args) const {
+  if (args.M <= 0 || args.N <= 0) return;
   const kernels::Kernels<T>& table = *kernels_;
   const std::int64_t panels = ceil_div(args.N, table.panel_columns);
   const std::int64_t rows = rows_per_task(args.M, panels, table.tile_rows, pool_->num_threads());

@@ -13,7 +13,7 @@ class BytesPredictor {
  public:
   static constexpr std::size_t kEnough = 8;     ///< observations from which the formula is corrected
   static constexpr double kFirstMargin = 0.10;  ///< until then
-  static constexpr double kLeastMargin = 0.01;
+  static constexpr double kLeastMargin = 0.08;  ///< buffers depend on more than the formula knows
 
   /// Bytes to set aside for work that takes `formula` bytes by the formula: the corrected value and the
   /// margin, and never more than the formula and the first margin as long as nothing has been seen to take

@@ -96,9 +96,11 @@ LayerActivations<T>::LayerActivations(DeviceMemory* memory) {
 template <class T>
 std::size_t LayerActivations<T>::bytes() const {
   std::size_t total = 0;
-  for (const Buffer<T>* b : {&input, &q, &attention, &middle, &gate_up, &qkv_raw, &post_attention_in, &post_mlp_in})
+  for (const Buffer<T>* b :
+       {&input, &q, &attention, &middle, &gate_up, &qkv_raw, &post_attention_in, &post_mlp_in})
     total += b->bytes();
-  for (const Buffer<Wide<T>>* b : {&lse, &attention_mean, &attention_rstd, &mlp_mean, &mlp_rstd}) total += b->bytes();
+  for (const Buffer<Wide<T>>* b : {&lse, &attention_mean, &attention_rstd, &mlp_mean, &mlp_rstd})
+    total += b->bytes();
   return total;
 }
 

@@ -137,8 +137,10 @@ class DecoderRunner {
   // Of a const or a changeable runner.
   template <class Self>
   static auto scratch_of(Self& self) {
-    return std::vector{&self.normed_,    &self.qkv_,  &self.attention_out_, &self.gate_up_, &self.hidden_,   &self.projected_, &self.low_rank_,
-                       &self.dlow_rank_, &self.dqkv_, &self.dattention_,    &self.dhidden_, &self.dgate_up_, &self.dnormed_,   &self.drow_};
+    return std::vector{&self.normed_,  &self.qkv_,        &self.attention_out_, &self.gate_up_,
+                       &self.hidden_,  &self.projected_,  &self.low_rank_,      &self.dlow_rank_,
+                       &self.dqkv_,    &self.dattention_, &self.dhidden_,       &self.dgate_up_,
+                       &self.dnormed_, &self.drow_};
   }
   template <class Self>
   static auto wide_scratch_of(Self& self) {

@@ -2,8 +2,8 @@
 
 #include <cstdint>
 
-#include "rlhf/tensor/device_memory.h"
 #include "rlhf/model/packed_rows.h"
+#include "rlhf/tensor/device_memory.h"
 
 namespace rlhf {
 

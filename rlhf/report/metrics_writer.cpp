@@ -68,7 +68,7 @@ void MetricsWriter::write(const std::string& stage, std::int64_t step, const Met
   });
 }
 
-void MetricsWriter::write(const std::string& stage, std::int64_t step, const Hashes& hashes) {
+void MetricsWriter::write_hashes(const std::string& stage, std::int64_t step, const Hashes& hashes) {
   write_line(stage, step, hashes, [](const std::string& hash) { return nlohmann::ordered_json(hash); });
 }
 

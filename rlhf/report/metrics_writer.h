@@ -30,7 +30,7 @@ class MetricsWriter {
 
   /// Writes one line. @throws IoError when the disk is full; InvalidArgument for a name given twice.
   void write(const std::string& stage, std::int64_t step, const Metrics& metrics);
-  void write(const std::string& stage, std::int64_t step, const Hashes& hashes);
+  void write_hashes(const std::string& stage, std::int64_t step, const Hashes& hashes);
 
  private:
   template <class Values, class ToJson>

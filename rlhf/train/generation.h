@@ -30,7 +30,8 @@ struct RolloutOptions {
     v.field("max_tokens_per_step", max_tokens_per_step, "Decode tokens and prefill chunk of one engine step",
             {1, 1 << 20});
     v.field("draft_rows", draft_rows,
-            "Where so few samples decode, guess coming tokens up to so many rows a step. Samples stay the same, but a "
+            "Where so few samples decode, guess coming tokens up to so many rows a step. Samples stay the "
+            "same, but a "
             "resumed run may finish them in another order and differ in the last bits; 0 = off",
             {0, 4096});
   }

@@ -21,8 +21,9 @@ struct PpoSetting {
   const PpoStageOptions& options;
   const StageContext& context;
   ScheduleOptions schedule = {};
-  /// Changes the request of one response before it is submitted, e.g. to give it a recorded length. Slots count responses over
-  /// the run: iteration * batch + place in the batch, groups together. Empty = nothing is changed.
+  /// Changes the request of one response before it is submitted, e.g. to give it a recorded length. Slots
+  /// count responses over the run: iteration * batch + place in the batch, groups together. Empty = nothing
+  /// is changed.
   std::function<void(GenerationRequest& request, std::uint64_t slot)> adjust_request = {};
 };
 

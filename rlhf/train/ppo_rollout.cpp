@@ -46,7 +46,8 @@ void PpoRollout::submit(std::size_t slot, std::int64_t round) {
 }
 
 void PpoRollout::submit_one_by_one(const GenerationRequest& request, std::size_t slot) {
-  const std::uint64_t first = (static_cast<std::uint64_t>(iteration_) * slots_.size() + slot) * algorithm_.samples_per_prompt;
+  const std::uint64_t first =
+      (static_cast<std::uint64_t>(iteration_) * slots_.size() + slot) * algorithm_.samples_per_prompt;
   for (std::uint32_t k = 0; k < algorithm_.samples_per_prompt; ++k) {
     GenerationRequest one = request;
     one.first_sample_index = k;

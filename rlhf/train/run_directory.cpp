@@ -159,7 +159,7 @@ void RunDirectory::step(const std::string& stage, std::int64_t step, std::int64_
 }
 
 void RunDirectory::record(const std::string& stage, std::int64_t step, const Hashes& hashes) {
-  hashes_->write(stage, step, hashes);
+  hashes_->write_hashes(stage, step, hashes);
 }
 
 // Peaks of the tenants over an iteration, at its end.

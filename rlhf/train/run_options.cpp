@@ -121,8 +121,9 @@ void RunOptions::validate(config::Problems& problems) const {
                                                         ", which needs the whole batch before any training");
   if (device == Device::kCuda) {
     const CudaStatus gpu = cuda_status();
-    problems.add("device", gpu.usable ? "runs on a GPU are not there yet (found " + gpu.text + "); use cpu or auto"
-                                      : "no GPU can be used: " + gpu.text + "; use cpu or auto");
+    problems.add("device", gpu.usable
+                               ? "runs on a GPU are not there yet (found " + gpu.text + "); use cpu or auto"
+                               : "no GPU can be used: " + gpu.text + "; use cpu or auto");
   }
 }
 

@@ -196,7 +196,9 @@ bool RolloutEngine::step(const DecoderWeights<float>& weights, WeightVersion ver
   draft_rows_ = 0;
   DraftProposer proposer;
   if (options_.max_draft_rows > 0)
-    proposer = [this](Sequence& sequence, std::int64_t most) { propose(sequence, most, scheduler_.num_running()); };
+    proposer = [this](Sequence& sequence, std::int64_t most) {
+      propose(sequence, most, scheduler_.num_running());
+    };
   const StepPlan& plan = scheduler_.plan(begin, static_cast<std::int64_t>(finished_.size()), proposer);
   for (const DroppedSample& sample : plan.expired) hand_out(sample, FinishReason::kDeadline);
   give_memory_back();
@@ -307,7 +309,8 @@ void RolloutEngine::draw_rows(const DecoderWeights<float>& weights, std::int64_t
     if (sampled.num_drafts > 0) {
       with_drafts.assign(tokens.begin(), tokens.end());
       const auto& drafts = sampled.sequence->drafts;
-      with_drafts.insert(with_drafts.end(), drafts.begin(), drafts.begin() + static_cast<std::ptrdiff_t>(sampled.num_drafts));
+      with_drafts.insert(with_drafts.end(), drafts.begin(),
+                         drafts.begin() + static_cast<std::ptrdiff_t>(sampled.num_drafts));
       tokens = with_drafts;
     }
     DrawContext context{request.spec, response.sample.sample_index,
@@ -342,7 +345,8 @@ std::int64_t RolloutEngine::accept_rows(const DecoderWeights<float>& weights, We
 }
 
 // @return whether the token is the guess that the next row rests on
-bool RolloutEngine::accept_row(std::size_t index, const DecoderWeights<float>& weights, WeightVersion version) {
+bool RolloutEngine::accept_row(std::size_t index, const DecoderWeights<float>& weights,
+                               WeightVersion version) {
   const auto& [sequence, response, row, num_drafts] = sampled_rows_[index];
   const DrawnToken& drawn = drawn_[index];
   if (!std::isfinite(drawn.log_prob)) fail_not_finite(sampled_rows_[index], weights, version);
@@ -362,7 +366,8 @@ bool RolloutEngine::accept_row(std::size_t index, const DecoderWeights<float>& w
     return true;
   }
   response->sample.finish_reason = *reason;
-  if (trunk_.keeps() && tokens.size() == before + 1) response->sample.trunk = trunk_.gather(sequence->table, computed);
+  if (trunk_.keeps() && tokens.size() == before + 1)
+    response->sample.trunk = trunk_.gather(sequence->table, computed);
   finished_.push_back(std::move(response->sample));
   responses_.erase(sequence->id);
   const RequestId request = sequence->request;

@@ -92,7 +92,8 @@ void EngineScheduler::append(Sequence& sequence, std::span<const TokenId> tokens
 
 void EngineScheduler::accept_draft(Sequence& sequence) {
   const auto taken = size(sequence.planned) - 1;
-  RLHF_CHECK(sequence.uncomputed() == 1 && taken < sequence.drafts.size() && sequence.tokens.back() == sequence.drafts[taken],
+  RLHF_CHECK(sequence.uncomputed() == 1 && taken < sequence.drafts.size() &&
+                 sequence.tokens.back() == sequence.drafts[taken],
              "rollout: sequence ", sequence.id, " has no such draft");
   ++sequence.planned;
   ++sequence.computed;
@@ -171,8 +172,12 @@ const StepPlan& EngineScheduler::plan(double now_s, std::int64_t num_untaken, co
 
 // Guesses take rows and blocks that nobody else wants in this step.
 void EngineScheduler::add_drafts(const DraftProposer& propose) {
-  const auto decodes = [](const StepPlan::Chunk& chunk) { return chunk.samples() && chunk.end - chunk.begin == 1; };
-  if (!waiting_.empty() || plan_.chunks.size() != running_.size() || !std::ranges::all_of(plan_.chunks, decodes)) return;
+  const auto decodes = [](const StepPlan::Chunk& chunk) {
+    return chunk.samples() && chunk.end - chunk.begin == 1;
+  };
+  if (!waiting_.empty() || plan_.chunks.size() != running_.size() ||
+      !std::ranges::all_of(plan_.chunks, decodes))
+    return;
   for (const StepPlan::Chunk& chunk : plan_.chunks) {
     Sequence& sequence = *chunk.sequence;
     const Request& request = request_of(sequence);

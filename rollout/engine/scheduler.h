@@ -71,8 +71,8 @@ struct StepPlan {
   struct Copy {
     std::int32_t from, to;  ///< blocks
   };
-  /// Tokens [begin, end) of a sequence. When they reach its end, the last one's logits are sampled, and those of its
-  /// drafts, which follow it.
+  /// Tokens [begin, end) of a sequence. When they reach its end, the last one's logits are sampled, and those
+  /// of its drafts, which follow it.
   struct Chunk {
     Sequence* sequence;
     std::int64_t begin, end;
@@ -119,15 +119,16 @@ class EngineScheduler {
   /// Decides the next step. Call append or finish afterwards for every chunk that samples.
   /// @param now_s time on the clock that deadlines refer to, seconds
   /// @param num_untaken finished samples that the caller has not taken
-  /// @param propose asked, once all running samples decode and none waits, for guesses of how a sample goes on
+  /// @param propose asked, once all running samples decode and none waits, for guesses of how a sample goes
+  /// on
   const StepPlan& plan(double now_s, std::int64_t num_untaken, const DraftProposer& propose = {});
   /// True when samples wait, none runs and the limit, not the caller, is why: only set_block_limit helps.
   bool stalled() const;
 
   /// Adds what was sampled (and forced after it) to a running sequence.
   void append(Sequence& sequence, std::span<const TokenId> tokens);
-  /// After append: the sequence's last token is the draft that followed, whose K/V this step has computed, so the
-  /// draft behind it, or the last draft's own logits, can be sampled next.
+  /// After append: the sequence's last token is the draft that followed, whose K/V this step has computed, so
+  /// the draft behind it, or the last draft's own logits, can be sampled next.
   void accept_draft(Sequence& sequence);
   /// Ends a running sequence and gives its blocks back; the reference is invalid afterwards.
   void finish(Sequence& sequence);

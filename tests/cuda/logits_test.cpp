@@ -131,16 +131,16 @@ TEMPLATE_TEST_CASE("draws invert the cumulative probabilities at the counter's u
           off += drawn[at(r)] != largest;
           continue;
         }
-        double mass = 0, below = 0, upto = 0;
+        double mass = 0, below = 0, up_to = 0;
         for (std::int64_t i = 0; i < V; ++i) {
           const double weight = std::exp((row[i] - row[largest]) * 1.25);
           if (i == drawn[at(r)]) below = mass;
           mass += weight;
-          if (i == drawn[at(r)]) upto = mass;
+          if (i == drawn[at(r)]) up_to = mass;
         }
         const double u = uniform_at(99, static_cast<std::uint64_t>(r), 3, static_cast<std::uint32_t>(r * 7));
         // Weights are floats, so the ends of a token's interval are good to 1e-7.
-        off += upto <= below || u < below / mass - 1e-6 || u > upto / mass + 1e-6;
+        off += up_to <= below || u < below / mass - 1e-6 || u > up_to / mass + 1e-6;
       }
       CHECK(off == 0);
     });

@@ -31,10 +31,10 @@ TEST_CASE("what followed the longest known context is guessed, the most recent w
   CHECK(guessed(lookahead, text, 4).empty());
   lookahead.add(text, 0);
   CHECK(guessed(lookahead, {3, 4}, 3) == std::vector<TokenId>{5, 6, 7});
-  CHECK(guessed(lookahead, {0, 1, 2}, 1) == std::vector<TokenId>{9});        // two tokens known: most recent
-  CHECK(guessed(lookahead, {7, 1, 2}, 1) == std::vector<TokenId>{9});        // three tokens
-  CHECK(guessed(lookahead, {6, 7, 1}, 9) == std::vector<TokenId>{2, 9});     // nothing follows the end
-  CHECK(guessed(lookahead, {5}, 4).empty());                                 // too short to say
+  CHECK(guessed(lookahead, {0, 1, 2}, 1) == std::vector<TokenId>{9});     // two tokens known: most recent
+  CHECK(guessed(lookahead, {7, 1, 2}, 1) == std::vector<TokenId>{9});     // three tokens
+  CHECK(guessed(lookahead, {6, 7, 1}, 9) == std::vector<TokenId>{2, 9});  // nothing follows the end
+  CHECK(guessed(lookahead, {5}, 4).empty());                              // too short to say
   CHECK(guessed(lookahead, {8, 8}, 4).empty());
   lookahead.add(std::vector<TokenId>{0, 0, 3, 4, 8}, 0);
   CHECK(guessed(lookahead, {3, 4}, 1) == std::vector<TokenId>{8});
@@ -118,7 +118,8 @@ TEST_CASE("with guesses, stop strings, tools, choices, forced ends and recorded 
     const auto id = static_cast<PromptId>(copy);
     auto stops = greedy(make_request(3, 9, 40));
     stops.prompt_id = 10 + id;
-    stops.stop.strings = {setup.model.tokenizer().token_bytes(text[5]) + setup.model.tokenizer().token_bytes(text[6])};
+    stops.stop.strings = {setup.model.tokenizer().token_bytes(text[5]) +
+                          setup.model.tokenizer().token_bytes(text[6])};
     requests.push_back(stops);
     auto tool = greedy(make_request(3, 9, 30));
     tool.prompt_id = 20 + id;

@@ -1,9 +1,11 @@
 // The K/V cache and the training passes under one budget: nothing is ever above it, and nothing that is
 // sampled or learned depends on it.
+#include <cmath>
 #include <thread>
 
 #include "rlhf/core/error.h"
 #include "rlhf/core/random.h"
+#include "rlhf/memory/bytes_predictor.h"
 #include "rlhf/train/build_task.h"
 #include "rlhf/train/memory_plan.h"
 #include "rlhf/train/ppo_memory.h"
@@ -112,9 +114,13 @@ TEST_CASE("a pass that cannot fit is told with the key that would help") {
   PpoMemory::Setting setting;
   setting.least_blocks = 4;
   setting.fixed = {{"policy weights", 1000}};
-  setting.budget_bytes = 1000 + engine->kv_bytes() + 100;
-  PpoMemory memory(setting, policy.config(), *engine, pass);
+  // Room for the pass alone, but not beside the weights.
   const PassShape shape = PassShape::at_most(1000, 3);
+  const auto formula = static_cast<double>(SequencePass<float>::activation_bytes(policy.config(), shape, 2));
+  setting.budget_bytes =
+      500 + static_cast<std::uint64_t>(std::ceil(formula * (1 + BytesPredictor::kFirstMargin)));
+  REQUIRE(setting.budget_bytes > 1000 + engine->kv_bytes());
+  PpoMemory memory(setting, policy.config(), *engine, pass);
   CHECK_THROWS_WITH(
       memory.begin_pass(shape, 2),
       ContainsSubstring("a pass of 1000 tokens does not fit: lower max_tokens_per_micro_batch or "

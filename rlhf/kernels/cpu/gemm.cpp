@@ -28,7 +28,7 @@ std::int64_t panel_columns() {
 template <class T>
 void gemm_panel(const GemmArgs<T>& args, std::int64_t i0, std::int64_t i1, std::int64_t j0, T* packed) {
   const std::int64_t columns = std::min<std::int64_t>(kPanelColumns<T>, args.N - j0);
-  for (std::int64_t k = 0; k < args.K; k += kBlockK) {
+  for (std::int64_t k = 0; k == 0 || k < args.K; k += kBlockK) {
     const std::int64_t count = std::min(kBlockK, args.K - k);
     pack(args.b + k * args.ldb + j0, args.ldb, count, columns, packed);
     tiles<T>({args.a + k * args.a_col_stride, args.a_row_stride, args.a_col_stride, packed, count,

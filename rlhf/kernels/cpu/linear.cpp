@@ -53,7 +53,7 @@ void pack(const T* w, std::int64_t ldw, std::int64_t count, std::int64_t columns
 template <class T>
 void many_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0,
                std::int64_t columns, T* packed) {
-  for (std::int64_t k = 0; k < args.K; k += kBlockK) {
+  for (std::int64_t k = 0; k == 0 || k < args.K; k += kBlockK) {
     const std::int64_t count = std::min(kBlockK, args.K - k);
     pack(args.w + n0 * args.K + k, args.K, count, columns, packed);
     tiles<T>({args.x + k, args.ldx, 1, packed, count, args.y + n0, args.ldy, columns,
@@ -98,7 +98,7 @@ void few_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0, std::
   constexpr int L = kLanes<T>;
   for (std::int64_t n = n0; n < n1; n += L) {
     const std::int64_t columns = std::min<std::int64_t>(L, n1 - n);
-    for (std::int64_t k = 0; k < args.K; k += kBlockK) {
+    for (std::int64_t k = 0; k == 0 || k < args.K; k += kBlockK) {
       Vec<T> sums[MR] = {};
       add_block<T, MR>(args.x + m0 * args.ldx, args.ldx, args.w + n * args.K, args.K, k,
                        std::min(args.K, k + kBlockK), columns, sums);
