@@ -85,7 +85,7 @@ RequestId RolloutEngine::submit(GenerationRequest spec) {
   const auto room = config_.max_positions - static_cast<std::int64_t>(spec.prompt.size());
   spec.stop.max_new_tokens = std::min(spec.stop.max_new_tokens, room);
   ScheduledRequest scheduled;
-  const std::vector<TokenId> prompt = options_.max_draft_rows > 0 ? spec.prompt : std::vector<TokenId>();
+  if (options_.max_draft_rows > 0) lookahead_.add(spec.prompt, 0);
   scheduled.prompt = std::move(spec.prompt);
   scheduled.num_samples = spec.num_samples;
   scheduled.max_new_tokens = spec.stop.max_new_tokens;
@@ -100,7 +100,6 @@ RequestId RolloutEngine::submit(GenerationRequest spec) {
   }
   auto request = std::make_unique<Request>();
   request->unfinished = spec.num_samples;
-  if (options_.max_draft_rows > 0) lookahead_.add(prompt, 0);
   if (!spec.constraint.choices.empty()) request->choices.emplace(spec.constraint.choices);
   request->spec = std::move(spec);
   requests_.emplace(id, std::move(request));
