@@ -21,7 +21,7 @@ double BytesPredictor::corrected(double formula) const {
 std::uint64_t BytesPredictor::predict(std::uint64_t formula) const {
   const auto by_formula = static_cast<double>(formula);
   const double bound = by_formula * (1 + kFirstMargin);
-  double bytes = corrected(by_formula) * (1 + margin_);
+  double bytes = std::max(by_formula, corrected(by_formula) * (1 + margin_));
   if (by_formula > largest_formula_)
     bytes = std::max(bytes, bound);
   else if (worst_ratio_ <= 1 + kFirstMargin)

@@ -13,11 +13,12 @@ class BytesPredictor {
  public:
   static constexpr std::size_t kEnough = 8;     ///< observations from which the formula is corrected
   static constexpr double kFirstMargin = 0.10;  ///< until then
-  static constexpr double kLeastMargin = 0.08;  ///< buffers depend on more than the formula knows
+  static constexpr double kLeastMargin = 0.01;
 
   /// Bytes to set aside for work that takes `formula` bytes by the formula: the corrected value and the
-  /// margin, and never more than the formula and the first margin as long as nothing has been seen to take
-  /// more. Beyond the largest work seen so far a correction is not trusted to lower anything.
+  /// margin, never less than the formula (buffers are made when they are first used, so what was measured may
+  /// be less than what the same work takes later), and never more than it and the first margin as long as
+  /// nothing has taken more.
   std::uint64_t predict(std::uint64_t formula) const;
   /// Learns what work really took. `formula` above 0.
   void observe(std::uint64_t formula, std::uint64_t measured);

@@ -198,7 +198,9 @@ std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, 
 // One pass over some responses: models that share a trunk run it once.
 void PpoIteration::score_by_models(const Indices& samples) {
   const Pass pass(responses_, samples);
-  const auto memory = models_.memory->begin_pass(PassShape::of(pass.rows, pass.targets.size()), 0);
+  const bool asks_log_probs = recompute_old_log_probs() || models_.reference;
+  const auto memory =
+      models_.memory->begin_pass(PassShape::of(pass.rows, asks_log_probs ? pass.targets.size() : 0), 0);
   run_trunk(samples, pass);
   const auto give = [&](const std::vector<double>& flat, std::vector<double> ppo::ScoredResponse::*field) {
     auto next = flat.begin();

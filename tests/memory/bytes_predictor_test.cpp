@@ -15,26 +15,24 @@ TEST_CASE("before anything is measured a prediction is the formula and a tenth")
 
 TEST_CASE("an affine error is found and leaves the least margin") {
   BytesPredictor predictor;
-  // Really 500 bytes and nine tenths of the formula.
-  const auto truth = [](std::uint64_t formula) { return 500 + formula * 9 / 10; };
+  // Really 500 bytes and eleven tenths of the formula.
+  const auto truth = [](std::uint64_t formula) { return 500 + formula * 11 / 10; };
   for (std::uint64_t formula = 10000; formula < 30000; formula += 2000)
     predictor.observe(formula, truth(formula));
   CHECK(predictor.margin() == BytesPredictor::kLeastMargin);
   CHECK(std::abs(static_cast<double>(predictor.predict(12345)) -
                  (1 + BytesPredictor::kLeastMargin) * static_cast<double>(truth(12345))) < 3);
-  CHECK(predictor.predict(60000) == 66000);  // twice what was ever seen: the formula and a tenth
+  CHECK(predictor.predict(60000) >= 66000);  // twice what was ever seen: the formula and a tenth at least
   predictor.observe(20000, truth(20000));
   CHECK(std::abs(predictor.last_error()) < 1e-3);
   CHECK_THROWS_AS(predictor.observe(0, 1), InvalidArgument);
 }
 
-TEST_CASE("equal observations: half of the correction is an offset, half a slope, as nothing says which") {
+TEST_CASE("work that took less than the formula is not trusted to do so again") {
   BytesPredictor predictor;
   for (int i = 0; i < 20; ++i) predictor.observe(1000, 900);
-  CHECK(std::abs(static_cast<double>(predictor.predict(1000)) - (1 + BytesPredictor::kLeastMargin) * 900) <=
-        1);
-  CHECK(std::abs(static_cast<double>(predictor.predict(500)) - (1 + BytesPredictor::kLeastMargin) * 425) <=
-        1);
+  CHECK(predictor.predict(1000) == 1000);
+  CHECK(predictor.predict(500) == 500);
 }
 
 TEST_CASE(
