@@ -10,12 +10,12 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments : BenchModelArguments {
+struct BenchDecodeArguments : BenchModelArguments {
   std::int64_t batch = 1, context = 64, new_tokens = 64;
 };
 
 // Sampling at temperature 1 with end tokens ignored: fixed lengths.
-void bench_decode(const Arguments& arguments) {
+void bench_decode(const BenchDecodeArguments& arguments) {
   LoadedModel loaded(arguments.model, arguments.threads);
   const ModelConfig& config = loaded.model.config();
   RLHF_CHECK(arguments.context + arguments.new_tokens <= config.max_positions, arguments.model,
@@ -59,7 +59,7 @@ void bench_decode(const Arguments& arguments) {
 void add_bench_decode(CLI::App& bench) {
   auto* verb = bench.add_subcommand(
       "decode", "Generation at a fixed batch size: tokens_per_s with prefill, decode_tokens_per_s without");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<BenchDecodeArguments>();
   add_bench_model_options(*verb, *a);
   verb->add_option("--batch", a->batch, "Sequences that decode at once")->check(CLI::Range(1, 4096));
   verb->add_option("--context", a->context, "Prompt tokens")->check(CLI::Range(1, 1 << 20));

@@ -15,7 +15,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments {
+struct BenchPipelineArguments {
   std::string work, mode;
   std::int64_t response_tokens = 0, batch = 32, ppo_epochs = 4, mini_batches = 0, group_size = 0;
   std::int64_t iterations = 3, warmup = 1;
@@ -60,7 +60,7 @@ class DistinctLetters : public RewardTerm {
   }
 };
 
-PpoStageOptions stage_options(const Arguments& arguments) {
+PpoStageOptions stage_options(const BenchPipelineArguments& arguments) {
   PpoStageOptions options;
   options.algorithm = config::load_preset<ppo::PpoOptions>(arguments.groups() ? "trl-grpo" : "trl-ppo");
   const std::int64_t group = std::max<std::int64_t>(1, arguments.group_size);
@@ -87,7 +87,7 @@ LanguageModel load_scalar_model(const WorkPackage& work, const std::string& name
   return model;
 }
 
-std::int64_t tokens_of(const WorkPackage& work, const Arguments& arguments, std::int64_t iteration,
+std::int64_t tokens_of(const WorkPackage& work, const BenchPipelineArguments& arguments, std::int64_t iteration,
                        bool with_prompts) {
   std::int64_t tokens = 0;
   for (std::int64_t i = 0; i < arguments.batch; ++i) {
@@ -101,7 +101,7 @@ std::int64_t tokens_of(const WorkPackage& work, const Arguments& arguments, std:
 
 // The lengths are the package's, not the policy's: an iteration that generated anything else measured other
 // work.
-void check_work_done(const WorkPackage& work, const Arguments& arguments, const IterationMetrics& measured) {
+void check_work_done(const WorkPackage& work, const BenchPipelineArguments& arguments, const IterationMetrics& measured) {
   const auto lengths = measured.values("rollout/mean_length", 0);
   for (std::int64_t i = 0; i < arguments.all_iterations(); ++i) {
     const double expected =
@@ -112,7 +112,7 @@ void check_work_done(const WorkPackage& work, const Arguments& arguments, const 
   }
 }
 
-void print(const WorkPackage& work, const Arguments& arguments, const IterationMetrics& measured,
+void print(const WorkPackage& work, const BenchPipelineArguments& arguments, const IterationMetrics& measured,
            const Compute<float>& compute) {
   const auto values = [&](const std::string& name) { return measured.values(name, arguments.warmup); };
   double seconds = 0, tokens = 0, response_tokens = 0;
@@ -149,7 +149,7 @@ void print(const WorkPackage& work, const Arguments& arguments, const IterationM
   std::cout << out.dump() << "\n";
 }
 
-void bench_pipeline(Arguments arguments) {
+void bench_pipeline(BenchPipelineArguments arguments) {
   if (arguments.mini_batches == 0)
     arguments.mini_batches = arguments.groups() ? 1 : std::min<std::int64_t>(4, arguments.batch);
   RLHF_CHECK(!arguments.groups() || arguments.batch % arguments.group_size == 0, "--batch ", arguments.batch,
@@ -204,7 +204,7 @@ void add_bench_pipeline(CLI::App& bench) {
   auto* verb = bench.add_subcommand(
       "pipeline",
       "Whole iterations of the preset trl-ppo or trl-grpo on a work package (see benchmarks/README.md)");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<BenchPipelineArguments>();
   const auto at_least = [](std::int64_t low) { return CLI::Range(low, std::int64_t{1} << 20); };
   verb->add_option("--work", a->work, "Folder of the work package")->required();
   verb->add_option("--mode", a->mode, "fixed: all responses of one length; natural: as recorded")

@@ -12,12 +12,12 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments : BenchModelArguments {
+struct BenchTrainArguments : BenchModelArguments {
   std::int64_t tokens = 1024, sequence = 128;
 };
 
 // One optimizer step on packed sequences with the loss on every token.
-void bench_train(const Arguments& arguments) {
+void bench_train(const BenchTrainArguments& arguments) {
   ThreadPool pool(arguments.threads);
   const Compute<float> compute(pool, kernels::detect_cpu_isa());
   LanguageModel model = LanguageModel::load(arguments.model, {});
@@ -72,7 +72,7 @@ void bench_train(const Arguments& arguments) {
 
 void add_bench_train(CLI::App& bench) {
   auto* verb = bench.add_subcommand("train", "One training step on packed sequences");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<BenchTrainArguments>();
   add_bench_model_options(*verb, *a);
   verb->add_option("--tokens", a->tokens, "Tokens of the step")->check(CLI::Range(2, 1 << 24));
   verb->add_option("--sequence", a->sequence, "Tokens of one sequence")->check(CLI::Range(2, 1 << 20));

@@ -10,13 +10,13 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments {
+struct EvalArguments {
   std::string run, model, output;
   std::vector<std::string> set;
   bool json = false;
 };
 
-void evaluate_model(const Arguments& arguments) {
+void evaluate_model(const EvalArguments& arguments) {
   config::LoadOptions load;
   load.overrides = arguments.set;
   RunOptions options = config::load<RunOptions>(arguments.run, load);
@@ -37,7 +37,7 @@ void evaluate_model(const Arguments& arguments) {
   rollout.sampling = {};
   rollout.sampling.temperature = options.eval.temperature;
   if (options.eval.max_new_tokens > 0) rollout.max_new_tokens = options.eval.max_new_tokens;
-  const Evaluation evaluation = evaluate("model", model, data, rollout, 1, context);
+  const Evaluation evaluation = evaluate("model", model, data, rollout, {}, context);
   if (!arguments.output.empty()) save_evaluation(arguments.output, evaluation);
   nlohmann::ordered_json out;
   for (const TaskScore& task : evaluation.tasks)
@@ -64,7 +64,7 @@ void evaluate_model(const Arguments& arguments) {
 
 void add_eval(CLI::App& app) {
   auto* verb = app.add_subcommand("eval", "Judge a model on the held-out cases of a run file");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<EvalArguments>();
   verb->add_option("run", a->run, "Run file (YAML)")->required();
   verb->add_option("--model", a->model,
                    "Model to judge instead of the run's, e.g. runs/NAME/checkpoints/ppo");

@@ -13,7 +13,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments {
+struct GenerateArguments {
   std::string model, input, output = "-";
   std::int64_t max_sequences = 32, max_tokens_per_step = 512, cache_blocks = 0, draft_rows = 12;
   bool statistics = false;
@@ -25,7 +25,7 @@ struct Arguments {
   GenerationRequest request;  // what every line begins with
 };
 
-GenerationRequest base_request(const Arguments& arguments, const LanguageModel& model) {
+GenerationRequest base_request(const GenerateArguments& arguments, const LanguageModel& model) {
   GenerationRequest request = arguments.request;
   if (arguments.min_p >= 0) request.sampling.min_p = arguments.min_p;
   if (!arguments.ignore_eos) request.stop.tokens = model.end_tokens();
@@ -51,7 +51,7 @@ void check(const GenerationRequest& request, const LanguageModel& model, const s
   }
 }
 
-std::vector<GenerationRequest> read_requests(const Arguments& arguments, const LanguageModel& model) {
+std::vector<GenerationRequest> read_requests(const GenerateArguments& arguments, const LanguageModel& model) {
   const GenerationRequest base = base_request(arguments, model);
   std::vector<GenerationRequest> requests;
   for_each_json_line(arguments.input, [&](std::int64_t number, const nlohmann::json& line) {
@@ -67,7 +67,7 @@ std::vector<GenerationRequest> read_requests(const Arguments& arguments, const L
 }
 
 // By default all samples that decode at once fit at their longest; with --cache-blocks they may be preempted.
-RolloutEngineOptions engine_options(const Arguments& arguments, const LanguageModel& model,
+RolloutEngineOptions engine_options(const GenerateArguments& arguments, const LanguageModel& model,
                                     const std::vector<GenerationRequest>& requests) {
   std::int64_t longest = 1, samples = 0;
   for (const GenerationRequest& request : requests) {
@@ -122,7 +122,7 @@ nlohmann::ordered_json line_of(const GenerationStatistics& statistics) {
           {"preemptions", statistics.preemptions}};
 }
 
-void generate(const Arguments& arguments) {
+void generate(const GenerateArguments& arguments) {
   LoadedModel loaded(arguments.model, arguments.threads);
   const LanguageModel& model = loaded.model;
   const std::vector<GenerationRequest> requests = read_requests(arguments, model);
@@ -144,7 +144,7 @@ void generate(const Arguments& arguments) {
 
 void add_generate(CLI::App& app) {
   auto* verb = app.add_subcommand("generate", "Answer prompts: JSONL in, JSONL out");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<GenerateArguments>();
   verb->add_option("--model", a->model, "Hugging Face directory or GGUF file")->required();
   verb->add_option(
           "--input", a->input,

@@ -10,12 +10,12 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments {
+struct InspectArguments {
   std::string model;
   bool json = false, tensors = false;
 };
 
-nlohmann::ordered_json describe(const Arguments& arguments) {
+nlohmann::ordered_json describe(const InspectArguments& arguments) {
   const ModelConfig config = load_model_config(arguments.model);
   const auto file = WeightFile::open(arguments.model);
   const std::int64_t parameters = count_parameters(config);
@@ -54,7 +54,7 @@ nlohmann::ordered_json describe(const Arguments& arguments) {
   return out;
 }
 
-void inspect(const Arguments& arguments) {
+void inspect(const InspectArguments& arguments) {
   const nlohmann::ordered_json out = describe(arguments);
   if (arguments.json) {
     std::cout << out.dump(1) << "\n";
@@ -74,7 +74,7 @@ void inspect(const Arguments& arguments) {
 
 void add_inspect(CLI::App& app) {
   auto* verb = app.add_subcommand("inspect", "Architecture, tensors, tokenizer and memory of a model");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<InspectArguments>();
   verb->add_option("model", a->model, "Hugging Face directory or GGUF file")->required();
   verb->add_flag("--tensors", a->tensors, "List all tensors");
   verb->add_flag("--json", a->json, "One JSON object");

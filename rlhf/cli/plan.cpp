@@ -22,7 +22,7 @@ using Json = nlohmann::ordered_json;
 using schedule::Simulation;
 using schedule::Task;
 
-struct Arguments {
+struct PlanArguments {
   std::string file, device_memory, numbers, shard;
   CostArguments costs;
   std::vector<std::string> set;
@@ -44,7 +44,7 @@ struct Plan {
 
 // ---- inputs ----
 
-std::uint64_t device_bytes(const Arguments& a) {
+std::uint64_t device_bytes(const PlanArguments& a) {
   if (!a.device_memory.empty()) {
     const auto size = config::parse_memory_size(a.device_memory);
     if (!size || size->percent || size->bytes == 0)
@@ -55,7 +55,7 @@ std::uint64_t device_bytes(const Arguments& a) {
   return machine_memory_bytes();
 }
 
-Sharding parse_sharding(const Arguments& a) {
+Sharding parse_sharding(const PlanArguments& a) {
   if (a.shard.empty()) return a.devices > 1 ? Sharding::kOptimizer : Sharding::kNone;
   Sharding sharding = Sharding::kNone;
   for (const auto known : {Sharding::kOptimizer, Sharding::kGradients, Sharding::kWeights})
@@ -71,7 +71,7 @@ void assume(Plan& plan, const std::string& text) {
 }
 
 // The model's configuration and the longest prompt, from what is here or from what is said.
-void read_model(const Arguments& a, Plan& plan) {
+void read_model(const PlanArguments& a, Plan& plan) {
   PlanSetting& setting = plan.setting;
   const ModelSection& model = plan.options.model;
   setting.longest_prompt = a.longest_prompt;
@@ -98,7 +98,7 @@ void check_context(const Plan& plan) {
                       context);
 }
 
-void set_numbers(const Arguments& a, Plan& plan) {
+void set_numbers(const PlanArguments& a, Plan& plan) {
   const bool half = a.numbers == "bf16" || (a.numbers.empty() && !a.costs.accelerator.empty());
   plan.setting.sizes = half ? NumberSizes::bf16() : NumberSizes::fp32();
   assume(plan, half ? "bf16 weights, cache and activations; fp32 gradient, master weights and moments"
@@ -111,7 +111,7 @@ void set_numbers(const Arguments& a, Plan& plan) {
   assume(plan, "several devices are a prediction: this program computes on one");
 }
 
-Plan make_plan(const Arguments& a) {
+Plan make_plan(const PlanArguments& a) {
   Plan plan;
   plan.options = load_run(a.file, a.set);
   const auto prompts = static_cast<std::int64_t>(plan.options.ppo.algorithm.prompts_per_step);
@@ -314,7 +314,7 @@ void print_text(const Plan& plan) {
   for (const std::string& assumption : plan.assumptions) std::cout << "  " << assumption << "\n";
 }
 
-void plan(const Arguments& a) {
+void plan(const PlanArguments& a) {
   const Plan plan = make_plan(a);
   if (a.json)
     std::cout << to_json(plan).dump(1) << "\n";
@@ -336,7 +336,7 @@ void add_plan(CLI::App& app) {
   auto* verb = app.add_subcommand(
       "plan",
       "Memory of a run phase by phase, what limits its batch, predicted times, and what would make it fit");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<PlanArguments>();
   verb->add_option("run", a->file, "Run file (YAML)")->required();
   verb->add_option("--set", a->set, "key.path=value, overrides the file; may be given often")
       ->take_all()

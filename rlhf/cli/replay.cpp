@@ -9,7 +9,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments {
+struct ReplayArguments {
   std::string run_dir;
   std::int64_t step = 0;
   bool json = false;
@@ -22,7 +22,7 @@ nlohmann::ordered_json to_json(const std::vector<ReplayCheck>& checks) {
   return out;
 }
 
-void print_json(const Arguments& a, const Replay& replay) {
+void print_json(const ReplayArguments& a, const Replay& replay) {
   const nlohmann::ordered_json out = {{"step", a.step},
                                       {"executed_from", replay.first},
                                       {"same", replay.same()},
@@ -32,7 +32,7 @@ void print_json(const Arguments& a, const Replay& replay) {
   std::cout << out.dump(1) << "\n";
 }
 
-void print_text(const Arguments& a, const Replay& replay) {
+void print_text(const ReplayArguments& a, const Replay& replay) {
   std::cout << "step " << a.step << ", executed from step " << replay.first << " on\n";
   const auto print = [](const ReplayCheck& check) {
     std::cout << "  " << check.name << ": ";
@@ -50,7 +50,7 @@ void print_text(const Arguments& a, const Replay& replay) {
     std::cout << "  steps that differ before it begin with " << replay.different_before.front() << "\n";
 }
 
-void replay(const Arguments& a) {
+void replay(const ReplayArguments& a) {
   const Replay replay = replay_step(a.run_dir, a.step, [](LogLevel level, std::string_view text) {
     if (level == LogLevel::kWarning) std::cerr << "warning: " << text << "\n";
   });
@@ -66,7 +66,7 @@ void replay(const Arguments& a) {
 void add_replay(CLI::App& app) {
   auto* verb = app.add_subcommand(
       "replay", "Execute a PPO iteration of a run again and compare samples, losses and weights bit for bit");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<ReplayArguments>();
   verb->add_option("run_dir", a->run_dir, "Run directory")->required();
   verb->add_option("--step", a->step, "Iteration, from 1")->required();
   verb->add_flag("--json", a->json, "As JSON");

@@ -11,7 +11,7 @@ namespace {
 
 using Pass = SequencePass<float>;
 
-struct Arguments {
+struct ScoreArguments {
   std::string model, input, output = "-";
   double temperature = 1;
   bool entropy = false;
@@ -22,7 +22,7 @@ struct Arguments {
 // Lines for the sequences of one pass, in their order.
 std::vector<nlohmann::json> score_pass(Pass& pass, const LoadedModel& loaded,
                                        const std::vector<std::span<const TokenId>>& sequences,
-                                       const Arguments& arguments) {
+                                       const ScoreArguments& arguments) {
   const auto& weights = loaded.model.parameters().weights();
   const PackedRows rows(sequences);
   pass.forward(weights, rows, Pass::Keep::kNothing);
@@ -55,7 +55,7 @@ std::vector<nlohmann::json> score_pass(Pass& pass, const LoadedModel& loaded,
   return lines;
 }
 
-void score(const Arguments& arguments) {
+void score(const ScoreArguments& arguments) {
   LoadedModel loaded(arguments.model, arguments.threads);
   std::vector<std::vector<TokenId>> sequences;
   for_each_json_line(arguments.input, [&](std::int64_t number, const nlohmann::json& line) {
@@ -90,7 +90,7 @@ void score(const Arguments& arguments) {
 void add_score(CLI::App& app) {
   auto* verb =
       app.add_subcommand("score", "Log-probs (and entropy) of each token, or scores of a reward model");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<ScoreArguments>();
   verb->add_option("--model", a->model, "Hugging Face directory or GGUF file")->required();
   verb->add_option("--input", a->input, "JSONL with input_ids, text, prompt or messages; - = standard input")
       ->required();

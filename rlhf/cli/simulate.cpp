@@ -17,7 +17,7 @@ namespace {
 using schedule::Lane;
 using schedule::Simulation;
 
-struct Arguments {
+struct SimulateArguments {
   std::string file;
   CostArguments costs;
   std::vector<std::string> set, modes;
@@ -110,7 +110,7 @@ void print_table(const std::vector<ModePredictions>& rows) {
   }
 }
 
-ModePredictions predict(const Arguments& a, const RunOptions& options, const schedule::CostModel& costs,
+ModePredictions predict(const SimulateArguments& a, const RunOptions& options, const schedule::CostModel& costs,
                         std::size_t devices) {
   schedule::SimulatedRun run = simulated_run(options);
   if (a.iterations > 0) run.iterations = a.iterations;
@@ -118,7 +118,7 @@ ModePredictions predict(const Arguments& a, const RunOptions& options, const sch
   return predict_modes(options, run, costs, devices, a.modes);
 }
 
-void simulate(const Arguments& a) {
+void simulate(const SimulateArguments& a) {
   schedule::ModelShape model;
   if (!a.costs.shape.empty()) model = model_shape(shaped_model(a.costs.shape).config);
   schedule::CostModel costs = cost_model(a.costs, model);
@@ -140,7 +140,7 @@ void simulate(const Arguments& a) {
 void add_simulate(CLI::App& app) {
   auto* verb = app.add_subcommand(
       "simulate", "Predict iteration times, waits and staleness of a run in every mode, on many devices");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<SimulateArguments>();
   for (const auto& [name, mode] : all_modes()) a->modes.push_back(name);
   verb->add_option("run", a->file, "Run file (YAML)")->required();
   verb->add_option("--set", a->set, "key.path=value, overrides the file; may be given often")

@@ -6,12 +6,12 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments {
+struct TokenizeArguments {
   std::string model, input, output = "-";
   bool closed = false;
 };
 
-void tokenize(const Arguments& arguments) {
+void tokenize(const TokenizeArguments& arguments) {
   const LoadedModel loaded(arguments.model, 1);
   const LanguageModel& model = loaded.model;
   const Turn turn = arguments.closed ? Turn::kClosed : Turn::kOpen;
@@ -36,7 +36,7 @@ void tokenize(const Arguments& arguments) {
 
 void add_tokenize(CLI::App& app) {
   auto* verb = app.add_subcommand("tokenize", "Encode texts and chats: JSONL in, JSONL out");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<TokenizeArguments>();
   verb->add_option("--model", a->model, "Hugging Face directory or GGUF file")->required();
   verb->add_option("--input", a->input, "JSONL with text, prompt, messages or input_ids; - = standard input")
       ->required();

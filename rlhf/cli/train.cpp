@@ -14,7 +14,7 @@
 namespace rlhf::cli {
 namespace {
 
-struct Arguments {
+struct TrainArguments {
   std::string file;
   std::vector<std::string> set;
   bool resume = false, overwrite = false, json = false;
@@ -48,7 +48,7 @@ void say_device(Device wanted) {
             << ")\n";
 }
 
-void train(const Arguments& arguments) {
+void train(const TrainArguments& arguments) {
   config::LoadOptions load;
   load.overrides = arguments.set;
   const auto options = config::load<RunOptions>(arguments.file, load);
@@ -87,7 +87,7 @@ void train(const Arguments& arguments) {
 
 void add_train(CLI::App& app) {
   auto* verb = app.add_subcommand("train", "Run the stages of a run file");
-  auto arguments = std::make_shared<Arguments>();
+  auto arguments = std::make_shared<TrainArguments>();
   verb->add_option("run", arguments->file, "Run file (YAML)")->required();
   verb->add_option("--set", arguments->set, "key.path=value, overrides the file; may be given often")
       ->take_all()

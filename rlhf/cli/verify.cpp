@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 
 constexpr const char* kDefaultGguf = ".deps/models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
-struct Arguments {
+struct VerifyArguments {
   std::string directory, gguf;
   bool json = false;
 };
@@ -68,7 +68,7 @@ std::vector<fs::path> entries_of(const fs::path& directory) {
   return entries;
 }
 
-void verify(const Arguments& arguments) {
+void verify(const VerifyArguments& arguments) {
   const auto entries = entries_of(arguments.directory);
   if (entries.empty()) fail<Error>(arguments.directory, ": holds no vector files");
   VerifyAssets assets;
@@ -105,7 +105,7 @@ void verify(const Arguments& arguments) {
 
 void add_verify(CLI::App& app) {
   auto* verb = app.add_subcommand("verify", "Check the reference frameworks' vectors against this program");
-  auto a = std::make_shared<Arguments>();
+  auto a = std::make_shared<VerifyArguments>();
   verb->add_option("--vectors", a->directory, "Folder of vector files")
       ->required()
       ->check(CLI::ExistingDirectory);

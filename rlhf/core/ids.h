@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 namespace rlhf {
@@ -11,5 +12,10 @@ using TokenId = std::int32_t;
 using PromptId = std::uint64_t;
 /// Number of optimizer steps behind a set of weights. Weights as loaded have version 0.
 using WeightVersion = std::int64_t;
+
+/// A count or index, which is signed in interfaces, for the containers' unsigned sizes.
+constexpr std::size_t size(std::int64_t n) {
+  return static_cast<std::size_t>(n);
+}
 
 }  // namespace rlhf

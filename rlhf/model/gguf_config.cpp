@@ -3,16 +3,11 @@
 #include <cmath>
 
 #include "rlhf/core/error.h"
+#include "rlhf/model/config_limits.h"
 #include "rlhf/model/gguf.h"
 
 namespace rlhf {
 namespace {
-
-constexpr std::int64_t kMaxVocabulary = 1 << 24;
-constexpr std::int64_t kMaxWidth = 1 << 20;
-constexpr std::int64_t kMaxLayers = 1 << 12;
-constexpr std::int64_t kMaxHeads = 1 << 12;
-constexpr std::int64_t kMaxPositions = std::int64_t{1} << 31;
 
 struct Entry {
   std::string_view name;

@@ -5,19 +5,13 @@
 #include <cmath>
 
 #include "rlhf/core/error.h"
+#include "rlhf/model/config_limits.h"
 #include "rlhf/model/gguf.h"
 #include "rlhf/model/json_file.h"
 
 namespace rlhf {
 namespace {
 
-// Bounds that no published model reaches: a hostile file must not make us reserve memory or overflow a
-// product.
-constexpr std::int64_t kMaxVocabulary = 1 << 24;
-constexpr std::int64_t kMaxWidth = 1 << 20;
-constexpr std::int64_t kMaxLayers = 1 << 12;
-constexpr std::int64_t kMaxHeads = 1 << 12;
-constexpr std::int64_t kMaxPositions = std::int64_t{1} << 31;
 constexpr std::int64_t kMaxLabels = 1 << 16;
 
 /// Defaults of the transformers configuration class: a key that its own writer leaves out has this value.

@@ -11,10 +11,6 @@ namespace {
 // responses of most micro-batches, whose logits then need not be computed again in backward.
 constexpr std::size_t kLogitsBytes = std::size_t{48} << 20;
 
-std::size_t size(std::int64_t n) {
-  return static_cast<std::size_t>(n);
-}
-
 // Targets whose logits exist at once.
 template <class T>
 std::int64_t logits_chunk_rows(const ModelConfig& config) {

@@ -6,18 +6,18 @@
 namespace rlhf {
 namespace {
 
-using json = nlohmann::ordered_json;
+using Json = nlohmann::ordered_json;
 
-json added_json(const AddedToken& token) {
+Json added_json(const AddedToken& token) {
   return {{"id", token.id},          {"content", token.text},  {"single_word", token.single_word},
           {"lstrip", token.lstrip},  {"rstrip", token.rstrip}, {"normalized", token.normalized},
           {"special", token.special}};
 }
 
-json normalizer_json(const TokenizerSpec& spec) {
+Json normalizer_json(const TokenizerSpec& spec) {
   constexpr const char* kNames[] = {"NFC", "NFD", "NFKC", "NFKD"};
   if (spec.normalizers.empty()) return nullptr;
-  json parts = json::array();
+  Json parts = Json::array();
   for (const UnicodeForm form : spec.normalizers)
     parts.push_back({{"type", kNames[static_cast<std::size_t>(form)]}});
   if (parts.size() == 1) return parts[0];
@@ -25,10 +25,10 @@ json normalizer_json(const TokenizerSpec& spec) {
 }
 
 // ByteLevel comes last: it spells the bytes, after which patterns would see other characters.
-json pre_tokenizer_json(const TokenizerSpec& spec) {
+Json pre_tokenizer_json(const TokenizerSpec& spec) {
   constexpr const char* kBehaviors[] = {"Isolated", "Removed", "MergedWithPrevious", "MergedWithNext",
                                         "Contiguous"};
-  json parts = json::array();
+  Json parts = Json::array();
   bool prefix_space = false;
   for (const SplitRule& rule : spec.splits) {
     prefix_space = prefix_space || rule.add_prefix_space;
@@ -45,13 +45,13 @@ json pre_tokenizer_json(const TokenizerSpec& spec) {
   return {{"type", "Sequence"}, {"pretokenizers", parts}};
 }
 
-json post_processor_json(const TokenizerSpec& spec) {
-  const json byte_level = {
+Json post_processor_json(const TokenizerSpec& spec) {
+  const Json byte_level = {
       {"type", "ByteLevel"}, {"add_prefix_space", true}, {"trim_offsets", false}, {"use_regex", true}};
   if (spec.prefix_ids.empty() && spec.suffix_ids.empty()) return byte_level;
-  json tokens = json::object();
+  Json tokens = Json::object();
   const auto entries = [&](const std::vector<TokenId>& ids) {
-    json list = json::array();
+    Json list = Json::array();
     for (const TokenId id : ids) {
       const std::string& text = spec.vocabulary[static_cast<std::size_t>(id)];
       tokens[text] = {{"id", text}, {"ids", {id}}, {"tokens", {text}}};
@@ -59,33 +59,33 @@ json post_processor_json(const TokenizerSpec& spec) {
     }
     return list;
   };
-  const json prefix = entries(spec.prefix_ids), suffix = entries(spec.suffix_ids);
-  const auto around = [&](const char* name, json& out) {
+  const Json prefix = entries(spec.prefix_ids), suffix = entries(spec.suffix_ids);
+  const auto around = [&](const char* name, Json& out) {
     out.insert(out.end(), prefix.begin(), prefix.end());
     out.push_back({{"Sequence", {{"id", name}, {"type_id", 0}}}});
     out.insert(out.end(), suffix.begin(), suffix.end());
   };
-  json single = json::array(), pair = json::array();
+  Json single = Json::array(), pair = Json::array();
   around("A", single);
   around("A", pair);
   around("B", pair);
-  const json processor = {
+  const Json processor = {
       {"type", "TemplateProcessing"}, {"single", single}, {"pair", pair}, {"special_tokens", tokens}};
   return {{"type", "Sequence"}, {"processors", {byte_level, processor}}};
 }
 
-json model_json(const TokenizerSpec& spec) {
-  json vocabulary = json::object();
+Json model_json(const TokenizerSpec& spec) {
+  Json vocabulary = Json::object();
   // ordered_json searches linearly on operator[]; its storage is a plain vector of pairs.
-  auto& entries = vocabulary.get_ref<json::object_t&>();
+  auto& entries = vocabulary.get_ref<Json::object_t&>();
   for (std::size_t id = 0; id < spec.vocabulary.size(); ++id) {
     if (!spec.vocabulary[id].empty()) entries.emplace_back(spec.vocabulary[id], id);
   }
-  json merges = json::array();
+  Json merges = Json::array();
   for (const auto& [left, right] : spec.merges) merges.push_back(concat(left, " ", right));
   return {{"type", "BPE"},
           {"dropout", nullptr},
-          {"unk_token", spec.unk_token ? json(*spec.unk_token) : json(nullptr)},
+          {"unk_token", spec.unk_token ? Json(*spec.unk_token) : Json(nullptr)},
           {"continuing_subword_prefix", nullptr},
           {"end_of_word_suffix", nullptr},
           {"fuse_unk", spec.fuse_unk},
@@ -98,11 +98,11 @@ json model_json(const TokenizerSpec& spec) {
 }  // namespace
 
 std::string to_tokenizer_json(const TokenizerSpec& spec) {
-  json root;
+  Json root;
   root["version"] = "1.0";
   root["truncation"] = nullptr;
   root["padding"] = nullptr;
-  root["added_tokens"] = json::array();
+  root["added_tokens"] = Json::array();
   for (const AddedToken& token : spec.added) root["added_tokens"].push_back(added_json(token));
   root["normalizer"] = normalizer_json(spec);
   root["pre_tokenizer"] = pre_tokenizer_json(spec);
@@ -115,9 +115,9 @@ std::string to_tokenizer_json(const TokenizerSpec& spec) {
 
 std::string to_tokenizer_config_json(const TokenizerSpec& spec, std::int64_t max_positions) {
   const auto optional = [](const std::optional<std::string>& text) {
-    return text ? json(*text) : json(nullptr);
+    return text ? Json(*text) : Json(nullptr);
   };
-  json root;
+  Json root;
   root["tokenizer_class"] = "PreTrainedTokenizerFast";
   root["bos_token"] = optional(spec.bos_token);
   root["eos_token"] = optional(spec.eos_token);

@@ -78,3 +78,5 @@ void PpoOptions::validate(config::Problems& problems) const {
 }
 
 }  // namespace rlhf::ppo
+
+template rlhf::config::Schema rlhf::config::Schema::of(rlhf::ppo::PpoOptions&);

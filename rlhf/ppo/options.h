@@ -2,7 +2,7 @@
 
 #include <cstddef>
 
-#include "rlhf/config/field.h"
+#include "rlhf/config/schema.h"
 #include "rlhf/ppo/gae.h"
 #include "rlhf/ppo/group_advantage.h"
 #include "rlhf/ppo/kl.h"
@@ -209,3 +209,5 @@ bool needs_whole_batch(const PpoOptions& options);
 const char* whole_batch_key(const PpoOptions& options);
 
 }  // namespace rlhf::ppo
+
+extern template rlhf::config::Schema rlhf::config::Schema::of(rlhf::ppo::PpoOptions&);

@@ -11,7 +11,6 @@
 namespace rlhf::ppo {
 namespace {
 
-constexpr double kSafeLogRatio = 20.0;
 constexpr double kLengthEpsilon = 1e-8;  // verl divides by n + 1e-8
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 

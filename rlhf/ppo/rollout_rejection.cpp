@@ -12,7 +12,6 @@ namespace rlhf::ppo {
 namespace {
 
 using Reduction = RejectionRule::Reduction;
-constexpr double kSafeLogRatio = 20.0;
 
 std::vector<std::string> split(const std::string& text) {
   std::vector<std::string> parts;

@@ -9,7 +9,7 @@
 namespace rlhf::ppo {
 namespace {
 
-constexpr double kEpsilon = 1e-8;
+constexpr double kWeightEpsilon = 1e-8;
 
 // A counting token: where it is, and which baseline it shares.
 struct Slot {
@@ -67,7 +67,7 @@ void subtract_baselines(const TokenBaselineInputs& in, const std::vector<std::ve
     for (const Slot& slot : slots[i]) {
       if (cut && slot.column >= leader.second) continue;
       const auto& [weighted, weight] = sums[slot.column];
-      result.advantages[slot.position] -= weighted / (weight + kEpsilon);
+      result.advantages[slot.position] -= weighted / (weight + kWeightEpsilon);
     }
   }
 }

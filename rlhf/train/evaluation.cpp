@@ -82,17 +82,27 @@ void summarise_tasks(Evaluation& evaluation) {
     evaluation.tasks.push_back(summarise(task, indices, evaluation));
 }
 
+// The first prompts of each task, in the order of the prompts.
+std::vector<const Prompt*> asked_prompts(const TaskData& data, std::int64_t cases_per_task) {
+  std::map<std::string, std::int64_t> taken;
+  std::vector<const Prompt*> asked;
+  for (const Prompt& prompt : data.eval_prompts)
+    if (cases_per_task == 0 || taken[prompt.task]++ < cases_per_task) asked.push_back(&prompt);
+  return asked;
+}
+
 }  // namespace
 
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
-                    const RolloutOptions& rollout, std::uint32_t draws, const StageContext& context) {
+                    const RolloutOptions& rollout, const EvaluationSize& size, const StageContext& context) {
   RLHF_CHECK(!data.eval_prompts.empty(), "eval: there are no held-out prompts");
+  const std::vector<const Prompt*> asked = asked_prompts(data, size.cases_per_task);
   Stopwatch watch;
   auto engine = make_engine(model, {rollout, data.eval_prompts, context.compute, context.max_blocks});
   std::vector<GenerationRequest> requests;
-  for (const Prompt& prompt : data.eval_prompts) {
-    requests.push_back(make_request(prompt, rollout, model, data));
-    requests.back().num_samples = draws;
+  for (const Prompt* prompt : asked) {
+    requests.push_back(make_request(*prompt, rollout, model, data));
+    requests.back().num_samples = size.draws;
     requests.back().seed = 0xe7a1;
     requests.back().prompt_id = requests.size() - 1;
   }
@@ -102,7 +112,7 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
   evaluation.name = name;
   for (const Sample& sample : samples) {
     JudgedResponse response;
-    response.prompt = &data.eval_prompts[sample.prompt_id];
+    response.prompt = asked[sample.prompt_id];
     response.text = response_text(model, sample);
     if (!data.rules.empty())
       response.score = data.rules.score({*response.prompt, sample, response.text}).total;
@@ -164,10 +174,22 @@ double score_constant_answer(const TaskData& data, const TaskBaseline& baseline,
   return count > 0 ? sum / count : 0;
 }
 
-std::vector<double> task_scores(const Evaluation& evaluation, const std::string& task) {
-  std::vector<double> scores;
-  for (const JudgedResponse& response : evaluation.responses)
-    if (response.prompt->task == task) scores.push_back(response.score);
+double PairedScores::mean_difference() const {
+  double sum = 0;
+  for (std::size_t i = 0; i < after.size(); ++i) sum += after[i] - before[i];
+  return sum / static_cast<double>(std::max<std::size_t>(1, after.size()));
+}
+
+PairedScores paired_scores(const Evaluation& before, const Evaluation& after, const std::string& task) {
+  std::map<const Prompt*, double> known;
+  for (const JudgedResponse& response : before.responses) known.emplace(response.prompt, response.score);
+  PairedScores scores;
+  for (const JudgedResponse& response : after.responses) {
+    const auto found = known.find(response.prompt);
+    if (response.prompt->task != task || found == known.end()) continue;
+    scores.before.push_back(found->second);
+    scores.after.push_back(response.score);
+  }
   return scores;
 }
 
@@ -196,7 +218,9 @@ void save_evaluation(const std::filesystem::path& path, const Evaluation& evalua
   write_file_atomically(path, text);
 }
 
-Evaluation load_evaluation(const std::filesystem::path& path, const std::string& name, const TaskData& data) {
+Evaluation load_evaluation(const std::filesystem::path& path, const std::string& name, const TaskData& data,
+                           std::int64_t cases_per_task) {
+  const std::vector<const Prompt*> asked = asked_prompts(data, cases_per_task);
   Evaluation evaluation;
   evaluation.name = name;
   std::istringstream lines(read_text_file(path));
@@ -205,7 +229,7 @@ Evaluation load_evaluation(const std::filesystem::path& path, const std::string&
       const auto json = nlohmann::json::parse(line);
       JudgedResponse response;
       // Responses are in the order of the prompts, whose ids need not be unique.
-      response.prompt = &data.eval_prompts.at(evaluation.responses.size());
+      response.prompt = asked.at(evaluation.responses.size());
       const PromptId id = json.at("prompt_id");
       if (id != response.prompt->id) fail<IoError>("prompt_id is ", id, ", expected ", response.prompt->id);
       response.text = json.at("response");
@@ -221,9 +245,9 @@ Evaluation load_evaluation(const std::filesystem::path& path, const std::string&
                     ": not a judged response of this run: ", error.what());
     }
   }
-  if (evaluation.responses.size() != data.eval_prompts.size())
-    fail<IoError>(path.string(), ": holds ", evaluation.responses.size(), " responses, the run has ",
-                  data.eval_prompts.size(), " held-out prompts");
+  if (evaluation.responses.size() != asked.size())
+    fail<IoError>(path.string(), ": holds ", evaluation.responses.size(), " responses, the run asks for ",
+                  asked.size());
   summarise_tasks(evaluation);
   return evaluation;
 }

@@ -42,9 +42,15 @@ struct Evaluation {
   double seconds = 0;
 };
 
-/// Answers every held-out prompt (`draws` times) and judges the answers by rules.
+/// How much a model is asked.
+struct EvaluationSize {
+  std::int64_t cases_per_task = 0;  ///< the first so many held-out prompts of each task; 0 = all
+  std::uint32_t draws = 1;          ///< answers to a prompt
+};
+
+/// Answers held-out prompts and judges the answers by rules.
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
-                    const RolloutOptions& rollout, std::uint32_t draws, const StageContext& context);
+                    const RolloutOptions& rollout, const EvaluationSize& size, const StageContext& context);
 
 /// Adds a reward model's scores of the first `cases_per_task` responses of each task (0 = all).
 void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
@@ -58,13 +64,18 @@ void add_kl(Evaluation& evaluation, const Parameters<float>& policy, const Param
 /// Mean score of a constant answer on the held-out prompts of a task.
 double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model);
 
-/// Scores of one task in the order of the prompts.
-std::vector<double> task_scores(const Evaluation& evaluation, const std::string& task);
+/// Scores of one task on the prompts that both models answered, in the order of the prompts.
+struct PairedScores {
+  std::vector<double> before, after;
+  double mean_difference() const;  ///< 0 without common prompts
+};
+PairedScores paired_scores(const Evaluation& before, const Evaluation& after, const std::string& task);
 /// Mean score over all responses.
 double mean_score(const Evaluation& evaluation);
 
 /// Keeps the judged responses as JSONL, and reads them back for a resumed run. @throws IoError
 void save_evaluation(const std::filesystem::path& path, const Evaluation& evaluation);
-Evaluation load_evaluation(const std::filesystem::path& path, const std::string& name, const TaskData& data);
+Evaluation load_evaluation(const std::filesystem::path& path, const std::string& name, const TaskData& data,
+                           std::int64_t cases_per_task);
 
 }  // namespace rlhf

@@ -256,6 +256,8 @@ std::filesystem::path Pipeline::kept_evaluation(const std::string& name) const {
 
 void Pipeline::judge(const std::string& name) {
   const std::filesystem::path kept = kept_evaluation(name);
+  EvaluationSize size;
+  if (name == "base") size.cases_per_task = options_.eval.base_cases;
   RolloutOptions rollout = options_.rollout;
   rollout.sampling = {};
   rollout.sampling.temperature = options_.eval.temperature;
@@ -263,10 +265,10 @@ void Pipeline::judge(const std::string& name) {
   const bool keep = !settings_.directory.empty();
   if (settings_.start == PipelineSettings::Start::kResume && keep && std::filesystem::exists(kept) &&
       (name == "base" || is_done(name))) {
-    evaluations_.push_back(load_evaluation(kept, name, data_));
+    evaluations_.push_back(load_evaluation(kept, name, data_, size.cases_per_task));
   } else {
     observer_.stage_begin("eval " + name, 1);
-    evaluations_.push_back(evaluate(name, policy_, data_, rollout, 1, context()));
+    evaluations_.push_back(evaluate(name, policy_, data_, rollout, size, context()));
     timings_.push_back({name, "eval", evaluations_.back().seconds});
     if (reference_) {
       Stopwatch watch;
@@ -286,8 +288,8 @@ void Pipeline::judge(const std::string& name) {
   if (options_.eval.temperature == 0) results_.emplace_back("greedy", mean_score(evaluations_.back()));
   if (options_.eval.sampled_draws > 0) {
     rollout.sampling = options_.rollout.sampling;
-    const Evaluation sampled = evaluate(name, policy_, data_, rollout,
-                                        static_cast<std::uint32_t>(options_.eval.sampled_draws), context());
+    size.draws = static_cast<std::uint32_t>(options_.eval.sampled_draws);
+    const Evaluation sampled = evaluate(name, policy_, data_, rollout, size, context());
     results_.emplace_back("sampled", mean_score(sampled));
   }
 }
@@ -336,10 +338,10 @@ TaskReport Pipeline::report_task(const std::string& task) const {
     if (baseline.task == task)
       report.baselines.push_back({baseline.name, score_constant_answer(data_, baseline, policy_)});
   for (std::size_t i = 1; i < evaluations_.size(); ++i) {
-    const auto before = task_scores(evaluations_[i - 1], task), after = task_scores(evaluations_[i], task);
+    const PairedScores pairs = paired_scores(evaluations_[i - 1], evaluations_[i], task);
     report.comparisons.push_back({evaluations_[i - 1].name, evaluations_[i].name,
-                                  report.stages[i].score - report.stages[i - 1].score,
-                                  paired_difference_interval(before, after, 0xd1ff)});
+                                  pairs.mean_difference(),
+                                  paired_difference_interval(pairs.before, pairs.after, 0xd1ff)});
   }
   return report;
 }
@@ -369,9 +371,10 @@ RunReport Pipeline::make_report() const {
       const JudgedResponse& first = evaluations_.front().responses[i];
       if (first.prompt->task != task.task) continue;
       Transcript transcript{task.task, first.prompt->text, first.prompt->reference, {}};
-      for (const Evaluation& evaluation : evaluations_)
-        transcript.responses.push_back(
-            {evaluation.name, evaluation.responses[i].text, evaluation.responses[i].score});
+      for (const Evaluation& evaluation : evaluations_) {
+        const auto same = std::ranges::find(evaluation.responses, first.prompt, &JudgedResponse::prompt);
+        transcript.responses.push_back({evaluation.name, same->text, same->score});
+      }
       report.transcripts.push_back(std::move(transcript));
       ++shown;
     }

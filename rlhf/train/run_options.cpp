@@ -128,3 +128,5 @@ void RunOptions::validate(config::Problems& problems) const {
 }
 
 }  // namespace rlhf
+
+template rlhf::config::Schema rlhf::config::Schema::of(rlhf::RunOptions&);

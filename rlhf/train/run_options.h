@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "rlhf/config/field.h"
+#include "rlhf/config/schema.h"
 #include "rlhf/data/finance_desk/desk.h"
 #include "rlhf/data/records.h"
 #include "rlhf/train/generation.h"
@@ -162,6 +162,7 @@ struct EvalSection {
   double temperature = 0;
   std::int64_t max_new_tokens = 0;  ///< 0 = rollout.max_new_tokens
   bool base = true;                 ///< also judge the model before any training
+  std::int64_t base_cases = 0;      ///< held-out cases per task that it answers; 0 = all
   std::int64_t transcripts = 2;     ///< per task in the report
   std::int64_t sampled_draws = 0;  ///< also sample so many responses per prompt with rollout.sampling; 0 = no
   std::int64_t kl_cases = 20;      ///< per task, whose KL to the policy before PPO is reported; 0 = all
@@ -173,6 +174,9 @@ struct EvalSection {
     v.field("temperature", temperature, "0 = greedy", {0, 10});
     v.field("max_new_tokens", max_new_tokens, "0 = rollout.max_new_tokens", {0, 1 << 20});
     v.field("base", base, "Also judge the model before any training");
+    v.field("base_cases", base_cases,
+            "Held-out cases per task that the model answers before any training; 0 = all",
+            {0, 1e6});
     v.field("transcripts", transcripts, "Before/after transcripts per task in the report", {0, 100});
     v.field("sampled_draws", sampled_draws,
             "Also sample so many responses per prompt with rollout.sampling; 0 = no", {0, 1e5});
@@ -252,3 +256,5 @@ struct RunOptions {
 };
 
 }  // namespace rlhf
+
+extern template rlhf::config::Schema rlhf::config::Schema::of(rlhf::RunOptions&);

@@ -108,6 +108,13 @@ double GoldenCase::number(const std::string& key) {
 double GoldenCase::number(const std::string& key, double otherwise) {
   return has_param(key) ? number(key) : otherwise;
 }
+std::size_t GoldenCase::count(const std::string& key) {
+  const double value = number(key);
+  RLHF_CHECK(value >= 1 && value == std::floor(value), "parameter '", key, "' is ", value,
+             ", expected a count");
+  return static_cast<std::size_t>(value);
+}
+
 std::optional<double> GoldenCase::optional_number(const std::string& key) {
   return has_param(key) ? std::optional(number(key)) : std::nullopt;
 }

@@ -62,6 +62,7 @@ class GoldenCase {
   bool has_param(const std::string& key) const;  ///< present and not null; marks it used
   double number(const std::string& key);
   double number(const std::string& key, double otherwise);
+  std::size_t count(const std::string& key);  ///< a whole number from 1
   std::optional<double> optional_number(const std::string& key);
   std::optional<std::pair<double, double>> optional_range(const std::string& key);
   bool flag(const std::string& key, bool otherwise = false);

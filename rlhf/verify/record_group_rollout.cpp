@@ -9,13 +9,6 @@
 namespace rlhf::verify {
 namespace {
 
-std::size_t count_param(GoldenCase& golden, const std::string& key) {
-  const double value = golden.number(key);
-  RLHF_CHECK(value >= 1 && value == std::floor(value), "parameter '", key, "' is ", value,
-             ", expected a count");
-  return static_cast<std::size_t>(value);
-}
-
 // Advantage stage and loss. Rewards are a weighted sum of functions, so that the score is one number.
 void read_grpo(GoldenCase& golden, GroupRecordOptions& o) {
   o.algorithm = config::load_preset<ppo::PpoOptions>("trl-grpo");
@@ -110,13 +103,13 @@ GroupRecordOptions read_group_record_options(GoldenCase& golden) {
   o.temperature = golden.number("temperature");
   o.pad = static_cast<TokenId>(golden.number("pad_token_id"));
   o.end = static_cast<TokenId>(golden.number("eos_token_id"));
-  o.batch = count_param(golden, "generation_batch_size");
-  o.micro_batch = count_param(golden, "per_device_train_batch_size");
-  o.accumulation = count_param(golden, "gradient_accumulation_steps");
-  o.steps_per_generation = count_param(golden, "steps_per_generation");
-  o.iterations = count_param(golden, "num_iterations");
-  o.max_steps = count_param(golden, "max_steps");
-  o.max_completion_length = count_param(golden, "max_completion_length");
+  o.batch = golden.count("generation_batch_size");
+  o.micro_batch = golden.count("per_device_train_batch_size");
+  o.accumulation = golden.count("gradient_accumulation_steps");
+  o.steps_per_generation = golden.count("steps_per_generation");
+  o.iterations = golden.count("num_iterations");
+  o.max_steps = golden.count("max_steps");
+  o.max_completion_length = golden.count("max_completion_length");
   RLHF_CHECK(o.micro_batch * o.steps_per_generation == o.batch, "generation_batch_size ", o.batch,
              " is not per_device_train_batch_size times steps_per_generation");
   return o;

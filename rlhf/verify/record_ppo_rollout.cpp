@@ -48,13 +48,6 @@ std::optional<TokenId> stop_token(GoldenCase& golden, TokenId end) {
   return end;
 }
 
-std::size_t count_param(GoldenCase& golden, const std::string& key) {
-  const double value = golden.number(key);
-  RLHF_CHECK(value >= 1 && value == static_cast<double>(static_cast<std::size_t>(value)), "parameter '", key,
-             "' is ", value, ", expected a count");
-  return static_cast<std::size_t>(value);
-}
-
 std::vector<TokenId> without(TokenId token, std::vector<TokenId> tokens) {
   std::erase(tokens, token);
   return tokens;
@@ -121,14 +114,14 @@ PpoRecordOptions read_ppo_record_options(GoldenCase& golden) {
   o.pad = static_cast<TokenId>(golden.number("pad_token_id"));
   o.end = static_cast<TokenId>(golden.number("eos_token_id"));
   o.stop = stop_token(golden, o.end);
-  o.batch = count_param(golden, "batch_size");
-  o.micro_batch = count_param(golden, "per_device_train_batch_size");
-  o.accumulation = count_param(golden, "gradient_accumulation_steps");
-  o.mini_batches = count_param(golden, "num_mini_batches");
-  o.epochs = count_param(golden, "num_ppo_epochs");
-  o.updates = count_param(golden, "num_total_batches");
-  o.response_length = count_param(golden, "response_length");
-  o.mini_batch = count_param(golden, "mini_batch_size");
+  o.batch = golden.count("batch_size");
+  o.micro_batch = golden.count("per_device_train_batch_size");
+  o.accumulation = golden.count("gradient_accumulation_steps");
+  o.mini_batches = golden.count("num_mini_batches");
+  o.epochs = golden.count("num_ppo_epochs");
+  o.updates = golden.count("num_total_batches");
+  o.response_length = golden.count("response_length");
+  o.mini_batch = golden.count("mini_batch_size");
   RLHF_CHECK(o.mini_batch * o.mini_batches == o.batch, "batch_size ", o.batch,
              " is not mini_batch_size times num_mini_batches");
   return o;

@@ -12,18 +12,14 @@
 namespace rlhf {
 namespace {
 
-constexpr std::int64_t kB = kernels::kBlockTokens;
-
-std::size_t size(std::int64_t n) {
-  return static_cast<std::size_t>(n);
-}
+using kernels::kBlockTokens;
 
 SchedulerOptions scheduler_options(const RolloutEngineOptions& options) {
   SchedulerOptions out;
   out.max_sequences = static_cast<std::int32_t>(options.max_sequences);
   out.max_tokens_per_step = options.max_tokens_per_step;
   out.num_blocks = static_cast<std::int32_t>(options.num_blocks);
-  out.block_tokens = static_cast<std::int32_t>(kB);
+  out.block_tokens = static_cast<std::int32_t>(kBlockTokens);
   out.ageing_steps = options.ageing_steps;
   out.max_finished = options.max_finished;
   return out;
@@ -75,7 +71,7 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
 RolloutEngine::~RolloutEngine() = default;
 
 std::int64_t RolloutEngine::blocks_for(std::int64_t num_sequences, std::int64_t max_tokens) {
-  return num_sequences * ((max_tokens + kB - 1) / kB + 1);
+  return num_sequences * ((max_tokens + kBlockTokens - 1) / kBlockTokens + 1);
 }
 
 // ---- requests ----

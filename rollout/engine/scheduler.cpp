@@ -7,10 +7,6 @@
 namespace rlhf {
 namespace {
 
-std::size_t size(std::int64_t n) {
-  return static_cast<std::size_t>(n);
-}
-
 }  // namespace
 
 struct EngineScheduler::Request {

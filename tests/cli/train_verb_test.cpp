@@ -110,6 +110,25 @@ TEST_CASE("train prints the summary as JSON and fails when the model got worse")
   CHECK(summary == nlohmann::json::parse(read_text_file(program.path("runs/demo/summary.json"))));
 }
 
+TEST_CASE("the untrained model may answer fewer cases, and is compared on those") {
+  const Program program;
+  write_run(program);
+  const Result result =
+      program.run({"train", "run.yaml", "--json", "--set", "sft.max_steps=2", "--set", "eval.base_cases=1"});
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  CHECK(lines_of(program.path("runs/demo/samples/eval_base.jsonl")) == 1);
+  const auto task = nlohmann::json::parse(result.out)["tasks"]["default"];
+  CHECK(task["stages"]["base"]["count"] == 1);
+  const auto first = [&](const std::string& stage) {
+    std::ifstream file(program.path("runs/demo/samples/eval_" + stage + ".jsonl"));
+    std::string line;
+    std::getline(file, line);
+    return nlohmann::json::parse(line)["score"].get<double>();
+  };
+  CHECK(task["comparisons"][0]["difference"] == first("sft") - first("base"));
+}
+
 TEST_CASE("a run whose data are missing leaves nothing that stands in its way") {
   const Program program;
   write_run(program);

@@ -15,7 +15,7 @@ struct GateTemplates {
   std::vector<std::string> held_out;
 };
 
-const std::vector<GateTemplates>& all_templates() {
+const std::vector<GateTemplates>& gate_templates() {
   static const std::vector<GateTemplates> templates = {
       {"OK",
        "",
@@ -136,7 +136,7 @@ std::string name_of(const GateTemplates& entry, std::size_t number) {
 
 std::vector<std::string> gate_template_ids(Split split) {
   std::vector<std::string> ids;
-  for (const GateTemplates& entry : all_templates()) {
+  for (const GateTemplates& entry : gate_templates()) {
     const bool held_out = split == Split::kHeldOut;
     const std::size_t count = held_out ? entry.held_out.size() : entry.train.size();
     for (std::size_t i = 0; i < count; ++i)
@@ -147,11 +147,11 @@ std::vector<std::string> gate_template_ids(Split split) {
 
 const GateTemplates& draw_class(RandomStream& random) {
   double left = random.uniform();
-  for (const GateTemplates& entry : all_templates()) {
+  for (const GateTemplates& entry : gate_templates()) {
     left -= entry.share;
     if (left < 0) return entry;
   }
-  return all_templates().back();
+  return gate_templates().back();
 }
 
 Draft draw_gate(Split split, RandomStream& random) {
@@ -189,7 +189,7 @@ std::vector<Corruption> corrupt_gate(const Case& item, RandomStream& random) {
 const std::vector<std::string>& gate_reasons() {
   static const std::vector<std::string> reasons = [] {
     std::vector<std::string> out;
-    for (const GateTemplates& entry : all_templates()) {
+    for (const GateTemplates& entry : gate_templates()) {
       if (!entry.reason.empty()) out.push_back(entry.reason);
     }
     return out;

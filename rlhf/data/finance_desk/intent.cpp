@@ -12,7 +12,7 @@ struct IntentTemplates {
   std::vector<std::string> held_out;
 };
 
-const std::vector<IntentTemplates>& all_templates() {
+const std::vector<IntentTemplates>& intent_templates() {
   static const std::vector<IntentTemplates> templates = {
       {"lost card",
        {"I left my card in {city} and cannot find it.", "My wallet was stolen {day}, please block the card.",
@@ -130,7 +130,7 @@ const std::vector<IntentTemplates>& all_templates() {
 
 std::vector<std::string> intent_template_ids(Split split) {
   std::vector<std::string> ids;
-  for (const IntentTemplates& entry : all_templates()) {
+  for (const IntentTemplates& entry : intent_templates()) {
     const bool held_out = split == Split::kHeldOut;
     const std::size_t count = held_out ? entry.held_out.size() : entry.train.size();
     for (std::size_t i = 0; i < count; ++i) {
@@ -141,7 +141,7 @@ std::vector<std::string> intent_template_ids(Split split) {
 }
 
 Draft draw_intent(Split split, RandomStream& random) {
-  const IntentTemplates& entry = pick(all_templates(), random);
+  const IntentTemplates& entry = pick(intent_templates(), random);
   const bool held_out = split == Split::kHeldOut;
   const auto& templates = held_out ? entry.held_out : entry.train;
   const std::size_t number = random.below(templates.size());
@@ -164,7 +164,7 @@ std::vector<Corruption> corrupt_intent(const Case& item, RandomStream& random) {
 const std::vector<std::string>& intent_labels() {
   static const std::vector<std::string> labels = [] {
     std::vector<std::string> out;
-    for (const IntentTemplates& entry : all_templates()) out.push_back(entry.label);
+    for (const IntentTemplates& entry : intent_templates()) out.push_back(entry.label);
     return out;
   }();
   return labels;

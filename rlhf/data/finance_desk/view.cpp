@@ -12,7 +12,7 @@ struct ViewTemplates {
   std::vector<std::string> held_out;
 };
 
-const std::vector<ViewTemplates>& all_templates() {
+const std::vector<ViewTemplates>& view_templates() {
   static const std::vector<ViewTemplates> templates = {
       {"bullish",
        {"{company} raised its outlook as orders for {product} jumped {percent}%.",
@@ -108,7 +108,7 @@ const std::vector<ViewTemplates>& all_templates() {
 
 std::vector<std::string> view_template_ids(Split split) {
   std::vector<std::string> ids;
-  for (const ViewTemplates& entry : all_templates()) {
+  for (const ViewTemplates& entry : view_templates()) {
     const bool held_out = split == Split::kHeldOut;
     const std::size_t count = held_out ? entry.held_out.size() : entry.train.size();
     for (std::size_t i = 0; i < count; ++i) {
@@ -119,7 +119,7 @@ std::vector<std::string> view_template_ids(Split split) {
 }
 
 Draft draw_view(Split split, RandomStream& random) {
-  const ViewTemplates& entry = pick(all_templates(), random);
+  const ViewTemplates& entry = pick(view_templates(), random);
   const bool held_out = split == Split::kHeldOut;
   const auto& templates = held_out ? entry.held_out : entry.train;
   const std::size_t number = random.below(templates.size());
@@ -139,7 +139,7 @@ std::vector<Corruption> corrupt_view(const Case& item, RandomStream& random) {
 const std::vector<std::string>& view_labels() {
   static const std::vector<std::string> labels = [] {
     std::vector<std::string> out;
-    for (const ViewTemplates& entry : all_templates()) out.push_back(entry.label);
+    for (const ViewTemplates& entry : view_templates()) out.push_back(entry.label);
     return out;
   }();
   return labels;

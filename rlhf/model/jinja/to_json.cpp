@@ -9,8 +9,6 @@
 namespace rlhf::jinja {
 namespace {
 
-constexpr int kMaxNesting = 100;
-
 /// Writes what Python's json.dumps writes.
 class JsonWriter {
  public:

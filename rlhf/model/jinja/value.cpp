@@ -10,8 +10,6 @@
 namespace rlhf::jinja {
 namespace {
 
-constexpr int kMaxNesting = 100;
-
 std::string repr_at(const Value& value, int depth);
 
 std::string join_reprs(const std::vector<Value>& items, int depth) {

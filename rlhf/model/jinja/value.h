@@ -33,6 +33,9 @@ class TemplateError : public Error {
 class Interpreter;
 class Value;
 
+/// Deepest nesting of lists and dicts that is printed, compared or converted.
+inline constexpr int kMaxNesting = 100;
+
 /// Arguments of a call: positional first, then named.
 struct Arguments {
   std::vector<Value> positional;
