@@ -20,7 +20,7 @@ constexpr double kValueTolerance = 0.005;
 constexpr std::size_t kMaxClauseWords = 16;
 constexpr std::string_view kRefuse = "REFUSE";
 
-std::string_view trim(std::string_view text) {
+std::string_view trim_answer(std::string_view text) {
   constexpr std::string_view kSpace = " \t\r\n";
   const std::size_t begin = text.find_first_not_of(kSpace);
   if (begin == std::string_view::npos) return "";
@@ -54,13 +54,13 @@ std::string text_of(const Prompt& prompt, const json& reference, const char* key
 }
 
 double score_intent(const ScoredSample& scored, const json& reference) {
-  const std::string_view answer = trim(scored.text);
+  const std::string_view answer = trim_answer(scored.text);
   if (answer == text_of(scored.prompt, reference, "label")) return 1;
   return is_in(answer, intent_labels()) ? kPartialCredit : 0;
 }
 
 double score_gate(const ScoredSample& scored, const json& reference) {
-  const std::string_view answer = trim(scored.text);
+  const std::string_view answer = trim_answer(scored.text);
   const std::string verdict = text_of(scored.prompt, reference, "verdict");
   const bool risky = verdict == kRefuse;
   const std::string gold = risky ? verdict + ": " + text_of(scored.prompt, reference, "reason") : verdict;
@@ -94,7 +94,7 @@ double score_clause(const ScoredSample& scored, const json& reference) {
 }
 
 double score_view(const ScoredSample& scored, const json& reference) {
-  return trim(scored.text) == text_of(scored.prompt, reference, "label") ? 1 : 0;
+  return trim_answer(scored.text) == text_of(scored.prompt, reference, "label") ? 1 : 0;
 }
 
 bool is_gate_answer(std::string_view answer) {
@@ -113,7 +113,7 @@ bool is_one_calculation(std::string_view text) {
 }
 
 bool is_short_line(std::string_view text) {
-  const std::string_view line = trim(text);
+  const std::string_view line = trim_answer(text);
   const auto spaces = static_cast<std::size_t>(std::count(line.begin(), line.end(), ' '));
   return !line.empty() && line.find('\n') == std::string_view::npos && spaces < kMaxClauseWords;
 }
@@ -140,15 +140,15 @@ double FinanceReward::score(const ScoredSample& scored) const {
 bool is_well_formed(Kind kind, std::string_view text) {
   switch (kind) {
     case Kind::kIntent:
-      return is_in(trim(text), intent_labels());
+      return is_in(trim_answer(text), intent_labels());
     case Kind::kGate:
-      return is_gate_answer(trim(text));
+      return is_gate_answer(trim_answer(text));
     case Kind::kCalculation:
       return is_one_calculation(text);
     case Kind::kClause:
       return is_short_line(text);
     case Kind::kView:
-      return is_in(trim(text), view_labels());
+      return is_in(trim_answer(text), view_labels());
   }
   return false;
 }

@@ -7,14 +7,14 @@
 #include "rlhf/model/jinja/parser.h"
 
 namespace rlhf {
-namespace {
-
-using Json = nlohmann::ordered_json;
-
-constexpr const char* kChatMl =
+const char* const kChatMl =
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + "
     "'<|im_end|>' + '\\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+namespace {
+
+using Json = nlohmann::ordered_json;
 
 // A private-use character that marks where a special token inside a message is broken up; texts that hold it
 // already are left alone, which only means that their special tokens stay special.

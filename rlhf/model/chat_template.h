@@ -14,6 +14,9 @@
 
 namespace rlhf {
 
+/// The template of OpenAI's ChatML, used where a model brings none.
+extern const char* const kChatMl;
+
 /// A chat template that cannot be parsed, or that raised while rendering (wrong roles, say). The message
 /// names the line of the template.
 class ChatTemplateError : public Error {

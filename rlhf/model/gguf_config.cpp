@@ -9,17 +9,17 @@
 namespace rlhf {
 namespace {
 
-struct Entry {
+struct NamedArchitecture {
   std::string_view name;
   Architecture architecture;
 };
 // llama.cpp stores Mistral models under "llama".
-constexpr std::array<Entry, 6> kArchitectures{{{"llama", Architecture::kLlama},
-                                               {"qwen2", Architecture::kQwen2},
-                                               {"qwen3", Architecture::kQwen3},
-                                               {"gpt2", Architecture::kGpt2},
-                                               {"gemma2", Architecture::kGemma2},
-                                               {"smollm3", Architecture::kSmolLm3}}};
+constexpr std::array<NamedArchitecture, 6> kArchitectures{{{"llama", Architecture::kLlama},
+                                                           {"qwen2", Architecture::kQwen2},
+                                                           {"qwen3", Architecture::kQwen3},
+                                                           {"gpt2", Architecture::kGpt2},
+                                                           {"gemma2", Architecture::kGemma2},
+                                                           {"smollm3", Architecture::kSmolLm3}}};
 
 /// Metadata keys of one architecture: "llama.block_count" for key("block_count").
 class Keys {
@@ -46,10 +46,10 @@ class Keys {
   std::string prefix_;
 };
 
-const Entry& read_architecture(const GgufFile& file) {
+const NamedArchitecture& read_architecture(const GgufFile& file) {
   const std::string_view name = file.text("general.architecture", std::nullopt);
   std::string known;
-  for (const Entry& entry : kArchitectures) {
+  for (const NamedArchitecture& entry : kArchitectures) {
     if (entry.name == name) return entry;
     known += concat(known.empty() ? "" : ", ", entry.name);
   }
@@ -179,7 +179,7 @@ std::optional<TokenId> read_token(const GgufFile& file, std::string_view key) {
 }  // namespace
 
 ModelConfig gguf_model_config(const GgufFile& file) {
-  const Entry& entry = read_architecture(file);
+  const NamedArchitecture& entry = read_architecture(file);
   const Keys keys(file, entry.name);
   ModelConfig config;
   config.architecture = entry.architecture;

@@ -10,7 +10,7 @@
 namespace rlhf {
 namespace {
 
-constexpr int kMaxDepth = 256;
+constexpr int kMaxJsonDepth = 256;
 constexpr std::size_t kShownValue = 80;
 
 template <typename Json>
@@ -19,8 +19,8 @@ Json parse_checked(std::string_view text, const std::string& source) {
   // nlohmann's callback type: a value is complete (and the callback sees it) only after its nested events.
   typename Json::parser_callback_t check = [&](int depth, typename Json::parse_event_t event, Json& parsed) {
     using Event = typename Json::parse_event_t;
-    if (depth > kMaxDepth) {
-      fail<IoError>(source, ": JSON is nested deeper than ", kMaxDepth, " levels");
+    if (depth > kMaxJsonDepth) {
+      fail<IoError>(source, ": JSON is nested deeper than ", kMaxJsonDepth, " levels");
     }
     if (event == Event::object_start) {
       keys.resize(static_cast<std::size_t>(depth) + 1);

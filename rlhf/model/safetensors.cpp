@@ -18,15 +18,15 @@ namespace {
 
 // The limit of the reference implementation; keeps a hostile length from becoming a huge JSON parse.
 constexpr std::uint64_t kMaxHeaderBytes = 100'000'000;
-constexpr std::size_t kMaxDimensions = 16;
+constexpr std::size_t kMaxSizes = 16;
 constexpr std::size_t kLengthBytes = 8;
 
-struct StoredType {
+struct NamedType {
   std::string_view name;
   TensorType type;
   std::uint64_t bytes;
 };
-constexpr std::array<StoredType, 16> kStoredTypes{{
+constexpr std::array<NamedType, 16> kNamedTypes{{
     {"F64", TensorType::kF64, 8},
     {"F32", TensorType::kF32, 4},
     {"F16", TensorType::kF16, 2},
@@ -45,15 +45,15 @@ constexpr std::array<StoredType, 16> kStoredTypes{{
     {"F8_E5M2", TensorType::kOther, 1},
 }};
 
-struct Entry {
+struct TensorEntry {
   TensorInfo info;
   std::uint64_t begin = 0;  // offsets into the data section
   std::uint64_t end = 0;
 };
 
-const StoredType& read_type(const JsonFields& fields) {
+const NamedType& read_type(const JsonFields& fields) {
   const std::string name = fields.text("dtype", std::nullopt);
-  for (const StoredType& type : kStoredTypes) {
+  for (const NamedType& type : kNamedTypes) {
     if (type.name == name) return type;
   }
   fields.reject("dtype", "F64, F32, F16, BF16 or an integer type");
@@ -61,8 +61,8 @@ const StoredType& read_type(const JsonFields& fields) {
 
 std::vector<std::int64_t> read_shape(const JsonFields& fields, std::uint64_t& elements) {
   const auto* shape = fields.find("shape");
-  if (!shape || !shape->is_array() || shape->size() > kMaxDimensions) {
-    fields.reject("shape", concat("a list of at most ", kMaxDimensions, " sizes"));
+  if (!shape || !shape->is_array() || shape->size() > kMaxSizes) {
+    fields.reject("shape", concat("a list of at most ", kMaxSizes, " sizes"));
   }
   std::vector<std::int64_t> sizes;
   elements = 1;
@@ -79,11 +79,11 @@ std::vector<std::int64_t> read_shape(const JsonFields& fields, std::uint64_t& el
   return sizes;
 }
 
-Entry read_entry(const std::string& name, const nlohmann::json& value, const std::string& path) {
+TensorEntry read_entry(const std::string& name, const nlohmann::json& value, const std::string& path) {
   const JsonFields fields(value, path, name + ": ");
-  const StoredType& type = read_type(fields);
+  const NamedType& type = read_type(fields);
   std::uint64_t elements = 0;
-  Entry entry;
+  TensorEntry entry;
   entry.info = {name, type.type, read_shape(fields, elements), elements * type.bytes};
   const auto* offsets = fields.find("data_offsets");
   if (!offsets || !offsets->is_array() || offsets->size() != 2 || !(*offsets)[0].is_number_unsigned() ||
@@ -98,12 +98,12 @@ Entry read_entry(const std::string& name, const nlohmann::json& value, const std
   return entry;
 }
 
-void check_coverage(std::vector<Entry>& entries, std::uint64_t data_bytes, const std::string& path) {
-  std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {
+void check_coverage(std::vector<TensorEntry>& entries, std::uint64_t data_bytes, const std::string& path) {
+  std::sort(entries.begin(), entries.end(), [](const TensorEntry& a, const TensorEntry& b) {
     return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);
   });
   std::uint64_t position = 0;
-  for (const Entry& entry : entries) {
+  for (const TensorEntry& entry : entries) {
     if (entry.begin != position) {
       fail<IoError>(path, ": tensor ", entry.info.name, ": data offset ", entry.begin, ": expected ",
                     position, entry.begin < position ? " (tensors overlap)" : " (a gap between tensors)");
@@ -140,12 +140,12 @@ class SafetensorsFile final : public WeightFile {
     const auto* text = reinterpret_cast<const char*>(bytes.data()) + kLengthBytes;
     const nlohmann::json json = parse_json({text, header}, name + ": header");
     if (!json.is_object()) fail<IoError>(name, ": offset 8: expected a JSON object");
-    std::vector<Entry> entries;
+    std::vector<TensorEntry> entries;
     for (const auto& [key, value] : json.items()) {
       if (key != "__metadata__") entries.push_back(read_entry(key, value, name));
     }
     check_coverage(entries, bytes.size() - kLengthBytes - header, name);
-    for (Entry& entry : entries) {
+    for (TensorEntry& entry : entries) {
       data_.push_back(bytes.data() + kLengthBytes + header + entry.begin);
       add_tensor(std::move(entry.info));
     }

@@ -14,7 +14,7 @@ constexpr double kZ = 1.959963984540054;  // 97.5 % quantile of the normal distr
 constexpr std::size_t kResamples = 2000;
 
 // Linear interpolation between order statistics (type 7 of Hyndman and Fan).
-double quantile(const std::vector<double>& sorted, double q) {
+double sorted_quantile(const std::vector<double>& sorted, double q) {
   const double position = q * static_cast<double>(sorted.size() - 1);
   const auto below = static_cast<std::size_t>(position);
   const std::size_t above = std::min(below + 1, sorted.size() - 1);
@@ -47,7 +47,7 @@ Interval bootstrap_mean_interval(std::span<const double> values, std::uint64_t s
     mean = sum / static_cast<double>(values.size());
   }
   std::sort(means.begin(), means.end());
-  return {quantile(means, 0.025), quantile(means, 0.975)};
+  return {sorted_quantile(means, 0.025), sorted_quantile(means, 0.975)};
 }
 
 Interval paired_difference_interval(std::span<const double> before, std::span<const double> after,

@@ -11,12 +11,6 @@
 namespace rlhf {
 namespace {
 
-// The template of OpenAI's ChatML, used where a model brings none.
-constexpr const char* kChatMl =
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + "
-    "'<|im_end|>' + "
-    "'\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
-
 TokenizerSpec byte_tokenizer() {
   TokenizerSpec spec;
   spec.source = "built-in byte vocabulary";

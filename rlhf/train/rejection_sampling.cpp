@@ -7,7 +7,7 @@
 
 namespace rlhf {
 namespace {
-constexpr const char* kStage = "rejection_sampling";
+constexpr const char* kRejectionStage = "rejection_sampling";
 }
 
 RejectionSampling::RejectionSampling(LanguageModel& policy, const Parameters<float>* reward_model,
@@ -16,22 +16,22 @@ RejectionSampling::RejectionSampling(LanguageModel& policy, const Parameters<flo
     : policy_(policy),
       options_(options),
       context_(context),
-      sampler_(kStage, policy, reward_model, data, rollout, options.sampler, context) {}
+      sampler_(kRejectionStage, policy, reward_model, data, rollout, options.sampler, context) {}
 
 void RejectionSampling::run() {
   // The weights at the start of an iteration; the SFT inside it has a checkpoint of its own.
-  StageCheckpoint checkpoint(context_, kStage, {{"policy", &policy_.parameters(), nullptr}});
+  StageCheckpoint checkpoint(context_, kRejectionStage, {{"policy", &policy_.parameters(), nullptr}});
   std::map<std::string, double> numbers;
   const std::int64_t first = checkpoint.restore(numbers), last = options_.iterations;
   for (std::int64_t iteration = first; iteration < last; ++iteration) {
-    context_.observer->stage_begin(kStage, last);
+    context_.observer->stage_begin(kRejectionStage, last);
     const auto groups = sampler_.sample(iteration, options_.prompts_per_iteration);
     const std::vector<TrainingExample> examples = choose(groups, iteration);
-    run_sft(policy_, examples, options_.sft, concat(kStage, ".", iteration + 1), context_);
+    run_sft(policy_, examples, options_.sft, concat(kRejectionStage, ".", iteration + 1), context_);
     Metrics metrics = sampler_.metrics(groups);
     metrics.emplace_back("kept", static_cast<double>(examples.size()));
-    context_.observer->stage_begin(kStage, last);
-    context_.observer->step(kStage, iteration + 1, last, metrics);
+    context_.observer->stage_begin(kRejectionStage, last);
+    context_.observer->step(kRejectionStage, iteration + 1, last, metrics);
     if (iteration + 1 < last) checkpoint.write(iteration + 1, numbers);
     if (iteration + 1 < last && context_.stop_requested()) throw StageStopped();
   }
@@ -54,7 +54,7 @@ std::vector<TrainingExample> RejectionSampling::choose(const std::vector<Respons
       std::ranges::for_each(group, add);
   }
   if (examples.empty())
-    fail<Error>(kStage, ": iteration ", iteration + 1,
+    fail<Error>(kRejectionStage, ": iteration ", iteration + 1,
                 ": no response reached rejection_sampling.min_score = ", *options_.min_score,
                 "; the best one has ", best);
   return examples;

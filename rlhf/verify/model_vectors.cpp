@@ -15,7 +15,7 @@
 namespace rlhf {
 namespace {
 
-using Json = nlohmann::json;
+using nlohmann::json;
 
 // The reference packages themselves differ by up to 3e-5 in the logits of these models (float32, other
 // summation).
@@ -33,7 +33,7 @@ class Checker {
     if (!(std::abs(actual - expected) <= absolute + kRelative * std::abs(expected)))
       miss(concat(what, " is ", actual, ", expected ", expected));
   }
-  void compare_all(const std::string& what, const float* actual, const Json& expected,
+  void compare_all(const std::string& what, const float* actual, const json& expected,
                    double absolute = kAbsolute) {
     for (std::size_t i = 0; i < expected.size(); ++i)
       compare(concat(what, "[", i, "]"), static_cast<double>(actual[i]), expected[i].get<double>(), absolute);
@@ -96,7 +96,7 @@ struct LoadedModel {
   }
 };
 
-void check_greedy(LoadedModel& model, const Json& greedy, Checker& check) {
+void check_greedy(LoadedModel& model, const json& greedy, Checker& check) {
   const auto expected = greedy.at("tokens").get<std::vector<TokenId>>();
   const auto tokens = model.greedy(greedy.at("prompt").get<std::vector<TokenId>>(),
                                    static_cast<std::int64_t>(expected.size()));
@@ -112,7 +112,7 @@ void check_greedy(LoadedModel& model, const Json& greedy, Checker& check) {
 }
 
 void check_logprobs(LoadedModel& model, const std::vector<std::vector<TokenId>>& sequences,
-                    const Json& expected, double temperature, Checker& check) {
+                    const json& expected, double temperature, Checker& check) {
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     const PackedRows rows({sequences[s]});
     std::vector<TokenTarget> targets;
@@ -130,7 +130,7 @@ void check_logprobs(LoadedModel& model, const std::vector<std::vector<TokenId>>&
   check.end_case();
 }
 
-void check_gradients(LoadedModel& model, const Json& expected, Checker& check) {
+void check_gradients(LoadedModel& model, const json& expected, Checker& check) {
   const auto compare_tensor = [&](const std::string& name, const auto& visit) {
     const auto* entry = model.parameters.find(name);
     if (!entry) return check.miss("the model has no tensor named " + name);
@@ -168,9 +168,9 @@ void check_gradients(LoadedModel& model, const Json& expected, Checker& check) {
 
 // Mean negative log-likelihood of next tokens over all listed sequences, and its gradient.
 void check_mean_nll(LoadedModel& model, const std::vector<std::vector<TokenId>>& sequences,
-                    const Json& expected, Checker& check) {
+                    const json& expected, Checker& check) {
   std::vector<std::span<const TokenId>> packed;
-  for (const Json& index : expected.at("sequences")) packed.push_back(sequences.at(index.get<std::size_t>()));
+  for (const json& index : expected.at("sequences")) packed.push_back(sequences.at(index.get<std::size_t>()));
   const PackedRows rows(packed);
   std::vector<TokenTarget> targets;
   for (std::size_t s = 0; s < packed.size(); ++s)
@@ -191,14 +191,14 @@ void check_mean_nll(LoadedModel& model, const std::vector<std::vector<TokenId>>&
   check_gradients(model, expected, check);
 }
 
-void check_known_keys(const Json& object, const std::set<std::string>& known, Checker& check) {
+void check_known_keys(const json& object, const std::set<std::string>& known, Checker& check) {
   for (const auto& [key, value] : object.items())
     if (!known.count(key)) check.miss("unknown key '" + key + "' in expected.json");
   check.end_case();
 }
 
 void verify_language_model(const std::filesystem::path& directory, const ModelConfig& config,
-                           const Json& expected, Checker& check) {
+                           const json& expected, Checker& check) {
   LoadedModel model(directory, config);
   const auto sequences = expected.at("sequences").get<std::vector<std::vector<TokenId>>>();
   const auto V = static_cast<std::size_t>(config.vocab_size);
@@ -227,26 +227,26 @@ void verify_language_model(const std::filesystem::path& directory, const ModelCo
     if (key.starts_with(prefix))
       check_logprobs(model, sequences, value, std::stod(key.substr(prefix.size())), check);
   }
-  for (const Json& greedy : expected.at("greedy")) check_greedy(model, greedy, check);
+  for (const json& greedy : expected.at("greedy")) check_greedy(model, greedy, check);
   check_mean_nll(model, sequences, expected.at("mean_nll"), check);
 }
 
 void verify_reward_model(const std::filesystem::path& directory, const ModelConfig& config,
-                         const Json& expected, Checker& check) {
+                         const json& expected, Checker& check) {
   LoadedModel model(directory, config);
   const auto sequences = expected.at("sequences").get<std::vector<std::vector<TokenId>>>();
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     const auto scores = model.all_logits(sequences[s]);
-    const Json& all = expected.at("scores_all_positions").at(s);
+    const json& all = expected.at("scores_all_positions").at(s);
     for (std::size_t t = 0; t < all.size(); ++t)
       check.compare(concat("score ", s, " at ", t), static_cast<double>(scores[t]),
                     all[t].is_array() ? all[t][0].get<double>() : all[t].get<double>());
-    const Json& score = expected.at("scores").at(s);
+    const json& score = expected.at("scores").at(s);
     check.compare(concat("score ", s), static_cast<double>(scores.back()),
                   score.is_array() ? score[0].get<double>() : score.get<double>());
     check.end_case();
   }
-  const Json& pair = expected.at("pair_loss");
+  const json& pair = expected.at("pair_loss");
   const PackedRows rows({sequences.at(2), sequences.at(3)});
   const std::vector<std::int64_t> last = {rows.last_row(0), rows.last_row(1)};
   std::vector<float> values(2);
@@ -263,7 +263,7 @@ void verify_reward_model(const std::filesystem::path& directory, const ModelConf
   check_gradients(model, pair, check);
 }
 
-void verify_gguf(const std::filesystem::path& directory, const Json& expected, Checker& check) {
+void verify_gguf(const std::filesystem::path& directory, const json& expected, Checker& check) {
   const auto sequences = expected.at("sequences").get<std::vector<std::vector<TokenId>>>();
   for (const auto& [name, file] : expected.at("files").items()) {
     const ModelConfig config = load_model_config(directory / name);
@@ -272,13 +272,13 @@ void verify_gguf(const std::filesystem::path& directory, const Json& expected, C
     for (std::size_t s = 0; s < sequences.size(); ++s) {
       // A long sequence lists its last positions only.
       const auto actual = model.all_logits(sequences[s]);
-      const Json& listed = file.at("logits").at(s);
+      const json& listed = file.at("logits").at(s);
       for (std::size_t t = 0; t < listed.size(); ++t)
         check.compare_all(concat(name, " logits ", s, " listed position ", t),
                           actual.data() + (sequences[s].size() - listed.size() + t) * V, listed[t]);
     }
     check.end_case();
-    for (const Json& greedy : file.at("greedy").is_array() ? file["greedy"] : Json::array({file["greedy"]}))
+    for (const json& greedy : file.at("greedy").is_array() ? file["greedy"] : json::array({file["greedy"]}))
       check_greedy(model, greedy, check);
   }
 }
@@ -292,7 +292,7 @@ VerifyResult verify_model_directory(const std::filesystem::path& directory) {
   try {
     std::ifstream stream(directory / "expected.json");
     if (!stream) fail<IoError>((directory / "expected.json").string(), ": cannot be opened");
-    const Json expected = Json::parse(stream);
+    const json expected = json::parse(stream);
     const std::string family = expected.at("family");
     if (family == "gguf") {
       check_known_keys(expected, {"format", "family", "doc", "source", "sequences", "files", "original"},
@@ -303,7 +303,7 @@ VerifyResult verify_model_directory(const std::filesystem::path& directory) {
     std::vector<ModelConfig> configs = {load_model_config(directory)};
     if (std::filesystem::exists(directory / "config_legacy.json")) {
       std::ifstream legacy(directory / "config_legacy.json");
-      configs.push_back(parse_hf_config(Json::parse(legacy), (directory / "config_legacy.json").string()));
+      configs.push_back(parse_hf_config(json::parse(legacy), (directory / "config_legacy.json").string()));
     }
     for (const ModelConfig& config : configs) {
       if (family == "model") {

@@ -9,10 +9,6 @@ using Kind = Expression::Kind;
 
 namespace {
 
-[[noreturn]] void fail_undefined(const Value& value) {
-  fail<TemplateError>(*value.get<Undefined>()->message);
-}
-
 std::string describe_object(const Value& object) {
   if (object.is_none()) return "None";
   return concat("'", type_name(object), " object'");

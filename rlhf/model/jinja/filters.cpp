@@ -12,10 +12,6 @@
 namespace rlhf::jinja {
 namespace {
 
-[[noreturn]] void fail_undefined(const Value& value) {
-  fail<TemplateError>(*value.get<Undefined>()->message);
-}
-
 Value to_integer(Interpreter&, Arguments& arguments) {
   const BoundArguments bound("int", arguments, {"value", "default", "base"});
   const Value& value = bound.at(0);

@@ -125,6 +125,8 @@ class Interpreter::Depth {
 /// a + b, a * b, ... of Python. @throws TemplateError
 Value apply_operator(std::string_view op, const Value& a, const Value& b);
 Value negate(const Value& value);
+/// Fails with the message of an undefined value.
+[[noreturn]] void fail_undefined(const Value& value);
 /// text[start:stop:step] and the same for lists; none = left out.
 Value slice(const Value& object, const Value& start, const Value& stop, const Value& step);
 

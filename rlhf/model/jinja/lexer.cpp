@@ -12,7 +12,7 @@
 namespace rlhf::jinja {
 namespace {
 
-using Kind = Token::Kind;
+using TokenKind = Token::Kind;
 
 // Longer ones first.
 constexpr std::array<std::string_view, 25> kOperators{"//", "**", "==", "!=", ">=", "<=", "+", "-", "/",
@@ -47,7 +47,7 @@ class Lexer {
 
   std::vector<Token> run() {
     while (position_ < source_.size()) next_tag();
-    add(Kind::kEnd, "");
+    add(TokenKind::kEnd, "");
     return std::move(tokens_);
   }
 
@@ -64,7 +64,7 @@ class Lexer {
     position_ += passed.size();
   }
 
-  Token& add(Kind kind, std::string text) {
+  Token& add(TokenKind kind, std::string text) {
     Token& token = tokens_.emplace_back();
     token.kind = kind;
     token.text = std::move(text);
@@ -106,7 +106,7 @@ class Lexer {
   }
 
   void add_data(std::string_view text) {
-    if (!text.empty()) add(Kind::kData, std::string(text));
+    if (!text.empty()) add(TokenKind::kData, std::string(text));
   }
 
   std::size_t find_tag() const {
@@ -133,7 +133,7 @@ class Lexer {
     advance(text.size() + (sign ? 3 : 2));
     if (kind == '#') return skip_comment();
     if (kind == '%' && skip_raw_begin()) return add_raw();
-    add(kind == '{' ? Kind::kVariableBegin : Kind::kBlockBegin, "");
+    add(kind == '{' ? TokenKind::kVariableBegin : TokenKind::kBlockBegin, "");
     lex_inside(kind == '{' ? "}}" : "%}");
   }
 
@@ -197,7 +197,7 @@ class Lexer {
     for (;;) {
       if (open.empty()) {
         if (const auto size = match_end(position_, closer)) {
-          add(closer == "}}" ? Kind::kVariableEnd : Kind::kBlockEnd, "");
+          add(closer == "}}" ? TokenKind::kVariableEnd : TokenKind::kBlockEnd, "");
           return advance(*size);
         }
       }
@@ -219,7 +219,7 @@ class Lexer {
                                      [&](std::string_view op) { return starts_with(op); });
     if (found == kOperators.end()) error(concat("unexpected char '", c, "'"));
     balance(*found, open);
-    add(Kind::kOperator, std::string(*found));
+    add(TokenKind::kOperator, std::string(*found));
     advance(found->size());
   }
 
@@ -236,7 +236,7 @@ class Lexer {
   void lex_name() {
     std::size_t size = 0;
     while (size < rest().size() && (is_name_start(rest()[size]) || is_digit(rest()[size]))) ++size;
-    add(Kind::kName, std::string(rest().substr(0, size)));
+    add(TokenKind::kName, std::string(rest().substr(0, size)));
     advance(size);
   }
 
@@ -268,7 +268,7 @@ class Lexer {
     }
     std::string text(rest().substr(0, size));
     std::erase(text, '_');
-    Token& token = add(is_float ? Kind::kFloat : Kind::kInteger, text);
+    Token& token = add(is_float ? TokenKind::kFloat : TokenKind::kInteger, text);
     const char* end = text.data() + text.size();
     const auto result = is_float ? std::from_chars(text.data(), end, token.number)
                                  : std::from_chars(text.data(), end, token.integer);
@@ -285,7 +285,7 @@ class Lexer {
       ++size;
     std::string digits(rest().substr(2, size - 2));
     std::erase(digits, '_');
-    Token& token = add(Kind::kInteger, digits);
+    Token& token = add(TokenKind::kInteger, digits);
     const auto result = std::from_chars(digits.data(), digits.data() + digits.size(), token.integer, base);
     if (result.ec != std::errc() || result.ptr != digits.data() + digits.size())
       error(concat("bad number ", rest().substr(0, size)));
@@ -296,7 +296,7 @@ class Lexer {
     std::size_t end = 1;
     while (end < rest().size() && rest()[end] != quote) end += rest()[end] == '\\' ? 2 : 1;
     if (end >= rest().size()) error(concat("unexpected char ", quote, " (a string without an end)"));
-    add(Kind::kString, unescape(rest().substr(1, end - 1)));
+    add(TokenKind::kString, unescape(rest().substr(1, end - 1)));
     advance(end + 1);
   }
 

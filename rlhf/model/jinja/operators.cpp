@@ -130,6 +130,10 @@ Value apply_operator(std::string_view op, const Value& a, const Value& b) {
   fail_operands(op, a, b);
 }
 
+void fail_undefined(const Value& value) {
+  fail<TemplateError>(*value.get<Undefined>()->message);
+}
+
 Value negate(const Value& value) {
   if (const Undefined* undefined = value.get<Undefined>()) fail<TemplateError>(*undefined->message);
   if (value.is_float()) return -value.to_float();

@@ -12,7 +12,7 @@ namespace {
 using Kind = Expression::Kind;
 using Words = std::initializer_list<std::string_view>;
 
-constexpr int kMaxDepth = 200;
+constexpr int kMaxHeight = 200;
 
 class Parser {
  public:
@@ -83,7 +83,7 @@ class Parser {
   class Nesting {
    public:
     explicit Nesting(Parser& parser) : parser_(parser) {
-      if (++parser_.depth_ > kMaxDepth) parser_.error(concat("nested deeper than ", kMaxDepth, " levels"));
+      if (++parser_.depth_ > kMaxHeight) parser_.error(concat("nested deeper than ", kMaxHeight, " levels"));
     }
     ~Nesting() { --parser_.depth_; }
 
@@ -100,8 +100,8 @@ class Parser {
   }
   void adopt(Expression& parent, ExpressionPtr child) const {
     if (child) parent.height = std::max(parent.height, child->height + 1);
-    if (parent.height > kMaxDepth)
-      error(concat("an expression is nested deeper than ", kMaxDepth, " levels"));
+    if (parent.height > kMaxHeight)
+      error(concat("an expression is nested deeper than ", kMaxHeight, " levels"));
     parent.children.push_back(std::move(child));
   }
   ExpressionPtr make_unary(Kind kind, ExpressionPtr operand) const {
@@ -635,8 +635,8 @@ class Parser {
     CallArguments& arguments = owner.arguments;
     const auto keep = [&](ExpressionPtr value) {
       owner.height = std::max(owner.height, value->height + 1);
-      if (owner.height > kMaxDepth)
-        error(concat("an expression is nested deeper than ", kMaxDepth, " levels"));
+      if (owner.height > kMaxHeight)
+        error(concat("an expression is nested deeper than ", kMaxHeight, " levels"));
       return value;
     };
     expect_operator("(");
