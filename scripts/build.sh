@@ -9,7 +9,7 @@ jobs=$(nproc)
 memory_gib=$(awk '/MemAvailable/ {print int($2 / 1048576)}' /proc/meminfo)
 if [ "$memory_gib" -lt "$jobs" ]; then jobs=$((memory_gib > 1 ? memory_gib : 1)); fi
 
-step "Configuring" "run scripts/install_dependencies.sh and scripts/fetch_libtorch.sh; remove build/release if it comes from elsewhere" \
+step "Configuring" "run scripts/install_dependencies.sh; remove build/release if it comes from elsewhere" \
   cmake --preset release -Wno-dev
 step "Building with $jobs jobs" "read the first error above; when the compiler was killed, memory ran out: run again" \
   cmake --build --preset release --parallel "$jobs" ${1:+--target} "$@"

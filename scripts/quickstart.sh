@@ -20,7 +20,6 @@ for argument in "$@"; do
 done
 
 scripts/install_dependencies.sh
-scripts/fetch_libtorch.sh
 scripts/build.sh rlhf_program
 [ "$tiny" = yes ] || scripts/fetch_model.sh
 step "Training with $config" "read the message above; an unfinished run goes on with: build/release/rlhf train $config --resume" \
