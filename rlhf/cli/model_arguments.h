@@ -1,10 +1,13 @@
 #pragma once
 
-#include <memory>
+#include <CLI/CLI.hpp>
+#include <map>
+#include <optional>
 #include <string>
 
 #include "rlhf/core/thread_pool.h"
 #include "rlhf/kernels/ops.h"
+#include "rlhf/model/rollout_weights.h"
 #include "rlhf/train/language_model.h"
 
 namespace rlhf::cli {
@@ -25,5 +28,28 @@ struct LoadedModel {
     return options;
   }
 };
+
+/// What a loaded model generates with.
+class GenerationWeights {
+ public:
+  GenerationWeights(WeightFormat format, const LoadedModel& loaded)
+      : source_(loaded.model.parameters().weights()) {
+    if (format != WeightFormat::kFp32) packed_.emplace(format, source_, source_, loaded.compute);
+  }
+  const DecoderWeights<float>& get() const { return packed_ ? packed_->weights() : source_; }
+
+ private:
+  const DecoderWeights<float>& source_;
+  std::optional<RolloutWeights> packed_;
+};
+
+/// --weights fp32|bf16|int8.
+inline void add_weights_option(CLI::App& verb, WeightFormat& weights) {
+  static const std::map<std::string, WeightFormat> kFormats = {
+      {"fp32", WeightFormat::kFp32}, {"bf16", WeightFormat::kBf16}, {"int8", WeightFormat::kInt8}};
+  verb.add_option("--weights", weights, "Type that projections and head are stored and read in")
+      ->transform(CLI::CheckedTransformer(kFormats))
+      ->option_text("fp32|bf16|int8 [fp32]");
+}
 
 }  // namespace rlhf::cli
