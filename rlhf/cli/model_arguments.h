@@ -1,7 +1,6 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
-#include <map>
 #include <optional>
 #include <string>
 
@@ -45,11 +44,14 @@ class GenerationWeights {
 
 /// --weights fp32|bf16|int8.
 inline void add_weights_option(CLI::App& verb, WeightFormat& weights) {
-  static const std::map<std::string, WeightFormat> kFormats = {
-      {"fp32", WeightFormat::kFp32}, {"bf16", WeightFormat::kBf16}, {"int8", WeightFormat::kInt8}};
-  verb.add_option("--weights", weights, "Type that projections and head are stored and read in")
-      ->transform(CLI::CheckedTransformer(kFormats))
-      ->option_text("fp32|bf16|int8 [fp32]");
+  const auto set = [&weights](const std::string& name) {
+    for (const WeightFormat format : {WeightFormat::kFp32, WeightFormat::kBf16, WeightFormat::kInt8})
+      if (name == to_string(format)) weights = format;
+  };
+  verb.add_option_function<std::string>("--weights", set,
+                                        "Type that projections and head are stored and read in")
+      ->check(CLI::IsMember({"fp32", "bf16", "int8"}))
+      ->default_str(to_string(weights));
 }
 
 }  // namespace rlhf::cli

@@ -4,7 +4,7 @@
 namespace rlhf::kernels {
 
 #define RLHF_DECLARE_ISA(isa)          \
-  namespace isa {                        \
+  namespace isa {                      \
   const PackedKernels& packed_table(); \
   }
 RLHF_DECLARE_ISA(baseline)

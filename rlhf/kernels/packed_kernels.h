@@ -31,13 +31,13 @@ struct Bf16LinearArgs {
 
 /// y (+)= (x_scales q) (scales w)^T + bias with q and w in int8.
 struct Int8LinearArgs {
-  const std::uint32_t* x;        ///< [M, ceil(K / 4)]: 4 signed bytes a word, the lowest first
-  const float* x_scales;         ///< [M]
-  const std::int32_t* x_sums;    ///< [M]: sum of the row's bytes
-  const std::uint32_t* panels;   ///< [P, ceil(K / 4), kPackedColumns]: 4 bytes a word, each w + 128
-  const float* scales;           ///< [N]
-  const float* bias;             ///< [N] or null
-  float* y;                      ///< [M, N] with row stride ldy
+  const std::uint32_t* x;       ///< [M, ceil(K / 4)]: 4 signed bytes a word, the lowest first
+  const float* x_scales;        ///< [M]
+  const std::int32_t* x_sums;   ///< [M]: sum of the row's bytes
+  const std::uint32_t* panels;  ///< [P, ceil(K / 4), kPackedColumns]: 4 bytes a word, each w + 128
+  const float* scales;          ///< [N]
+  const float* bias;            ///< [N] or null
+  float* y;                     ///< [M, N] with row stride ldy
   std::int64_t ldy;
   std::int64_t N, K;
   bool accumulate;

@@ -43,8 +43,7 @@ std::int64_t PackedMatrix::words() const {
 std::size_t PackedMatrix::bytes(WeightFormat format, std::int64_t N, std::int64_t K) {
   if (format == WeightFormat::kFp32) return 0;
   const std::int64_t panels = ceil_div(N, kPackedColumns) * kPackedColumns * words_of(format, K);
-  return size(panels) * sizeof(std::uint32_t) +
-         (format == WeightFormat::kInt8 ? size(N) * sizeof(float) : 0);
+  return size(panels) * sizeof(std::uint32_t) + (format == WeightFormat::kInt8 ? size(N) * sizeof(float) : 0);
 }
 
 void PackedMatrix::pack(const Compute<float>& compute, const float* w) {
@@ -77,8 +76,8 @@ void QuantisedRows::fill(const Compute<float>& compute, const float* x, std::int
 }
 
 std::size_t QuantisedRows::bytes(std::int64_t rows, std::int64_t K) {
-  return size(rows) *
-         (size(words_of(WeightFormat::kInt8, K)) * sizeof(std::uint32_t) + sizeof(float) + sizeof(std::int32_t));
+  return size(rows) * (size(words_of(WeightFormat::kInt8, K)) * sizeof(std::uint32_t) + sizeof(float) +
+                       sizeof(std::int32_t));
 }
 
 void packed_linear(const Compute<float>& compute, const PackedMatrix& w, const PackedLinearArgs& args,
@@ -88,11 +87,12 @@ void packed_linear(const Compute<float>& compute, const PackedMatrix& w, const P
   const std::int64_t N = w.N(), K = w.K(), panels = ceil_div(N, kPackedColumns);
   const bool is_int8 = w.format() == WeightFormat::kInt8;
   if (is_int8) scratch.fill(compute, args.x, args.ldx, M, K);
-  const kernels::Bf16LinearArgs bf16{args.x, args.ldx, w.panels(), args.bias,      args.y,
-                                     args.ldy, N,      K,          args.accumulate};
-  const kernels::Int8LinearArgs int8{scratch.words(), scratch.scales(), scratch.sums(), w.panels(), w.scales(),
-                                     args.bias,       args.y,           args.ldy,       N,          K,
-                                     args.accumulate};
+  const kernels::Bf16LinearArgs bf16{args.x,   args.ldx, w.panels(), args.bias,      args.y,
+                                     args.ldy, N,        K,          args.accumulate};
+  const kernels::Int8LinearArgs int8{
+      scratch.words(), scratch.scales(), scratch.sums(), w.panels(), w.scales(),
+      args.bias,       args.y,           args.ldy,       N,          K,
+      args.accumulate};
   // Pieces so small that no thread waits long for another at the end, or one where waking costs more.
   const std::int64_t piece = M * N * K < 60000 ? panels : panels > 256 ? 8 : panels > 64 ? 2 : 1;
   compute.pool().parallel_for(panels, piece, [&](std::int64_t begin, std::int64_t end) {

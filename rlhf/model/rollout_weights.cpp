@@ -53,8 +53,8 @@ std::uint64_t RolloutWeights::bytes() const {
 std::uint64_t RolloutWeights::bytes(WeightFormat format, const ModelConfig& config) {
   const std::int64_t D = config.hidden_size, F = config.intermediate_size, Q = config.query_width();
   const auto of = [&](std::int64_t N, std::int64_t K) { return PackedMatrix::bytes(format, N, K); };
-  const std::uint64_t layer = of(Q + 2 * config.kv_width(), D) + of(D, Q) +
-                              of(config.gated_mlp ? 2 * F : F, D) + of(D, F);
+  const std::uint64_t layer =
+      of(Q + 2 * config.kv_width(), D) + of(D, Q) + of(config.gated_mlp ? 2 * F : F, D) + of(D, F);
   return static_cast<std::uint64_t>(config.num_layers) * layer + of(config.vocab_size, D);
 }
 

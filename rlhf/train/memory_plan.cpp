@@ -115,7 +115,8 @@ class Planner {
   void add_generator() {
     if (!generates()) return;
     if (options_.needs_prompts())
-      add_fixed("generator's packed weights", RolloutWeights::bytes(options_.rollout.weights, setting_.model));
+      add_fixed("generator's packed weights",
+                RolloutWeights::bytes(options_.rollout.weights, setting_.model));
     add_fixed("generator's workspace",
               generator_workspace_bytes(setting_.model, options_.rollout, setting_.sizes.activation));
     const BlockNeed blocks = block_need(options_.rollout, setting_.longest_prompt);

@@ -13,8 +13,8 @@
 namespace rlhf {
 namespace {
 
-// Where the algorithm names no longest response, it is the rollout's limit, and where it names no correction of
-// samples from rounded weights, it is that of the stage.
+// Where the algorithm names no longest response, it is the rollout's limit, and where it names no correction
+// of samples from rounded weights, it is that of the stage.
 ppo::PpoOptions algorithm_of(const PpoSetting& setting) {
   ppo::PpoOptions algorithm = setting.options.algorithm;
   std::size_t& limit = algorithm.reward.length.max_response_tokens;

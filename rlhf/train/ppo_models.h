@@ -39,9 +39,9 @@ struct PpoModels {
   std::optional<Parameters<float>> critic;
   Optimizer<float> policy_optimizer;
   std::optional<Optimizer<float>> critic_optimizer;
-  std::optional<Parameters<float>> snapshot;  ///< what generation reads off-policy
+  std::optional<Parameters<float>> snapshot;      ///< what generation reads off-policy
   std::optional<RolloutWeights> rollout_weights;  ///< what generation reads, unless it is fp32
-  std::unique_ptr<ThreadPool> generate_pool;  ///< of the generate lane; null = it has the train lane's
+  std::unique_ptr<ThreadPool> generate_pool;      ///< of the generate lane; null = it has the train lane's
   std::unique_ptr<RolloutEngine> engine;
   SequencePass<float> pass;
   std::unique_ptr<PpoMemory> memory;  ///< of engine and pass

@@ -43,12 +43,14 @@ struct PpoStageOptions {
               {"recompute", OldLogProbs::kRecompute}},
              "Log-probs the ratio is formed against: the sampler's, or a forward pass of the trainer. auto "
              "takes the "
-             "sampler's where no filter changes its distribution and rollout.weights is fp32, since both are then equal "
+             "sampler's where no filter changes its distribution and rollout.weights is fp32, since both are "
+             "then equal "
              "bit for bit");
-    v.choice("weight_mismatch", weight_mismatch,
-             {{"truncate", WeightMismatch::kTruncate}, {"ignore", WeightMismatch::kIgnore}},
-             "What rollout.weights other than fp32 mean where algorithm.correction is off: truncated importance "
-             "weights of tokens (level token, mode truncate, its upper bound), or nothing");
+    v.choice(
+        "weight_mismatch", weight_mismatch,
+        {{"truncate", WeightMismatch::kTruncate}, {"ignore", WeightMismatch::kIgnore}},
+        "What rollout.weights other than fp32 mean where algorithm.correction is off: truncated importance "
+        "weights of tokens (level token, mode truncate, its upper bound), or nothing");
     v.choice("critic_init", critic_init, {{"policy", CriticInit::kPolicy}, {"reward", CriticInit::kReward}},
              "Weights the critic starts from");
     v.choice("prompt_order", prompt_order, {{"shuffled", ItemOrder::kShuffled}, {"given", ItemOrder::kGiven}},

@@ -52,11 +52,11 @@ void PpoTrainer::say_correction() const {
   const WeightFormat weights = setting_.rollout.weights;
   if (!setting_.options.corrects_weights(weights)) return;
   setting_.context.observer->message(
-      LogLevel::kInfo,
-      concat("ppo: rollout.weights is ", to_string(weights),
-             ": old log-probs are the trainer's, and tokens are weighted by the ratio to the sampler's, at most ",
-             setting_.options.algorithm.correction.upper,
-             " (ppo.weight_mismatch: truncate; ppo.algorithm.correction.upper)"));
+      LogLevel::kInfo, concat("ppo: rollout.weights is ", to_string(weights),
+                              ": old log-probs are the trainer's, and tokens are weighted by the ratio to "
+                              "the sampler's, at most ",
+                              setting_.options.algorithm.correction.upper,
+                              " (ppo.weight_mismatch: truncate; ppo.algorithm.correction.upper)"));
 }
 
 void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times,

@@ -17,9 +17,9 @@ struct Shape {
   std::int64_t M, N, K;
 };
 
-const std::vector<Shape> kShapes = {{1, 1, 1},    {1, 33, 3},    {2, 32, 4},   {3, 5, 7},     {5, 70, 64},
-                                    {12, 31, 9},  {13, 64, 385}, {25, 97, 66}, {30, 129, 130}, {1, 300, 800},
-                                    {4, 2100, 8}, {7, 17, 769}};
+const std::vector<Shape> kShapes = {{1, 1, 1},      {1, 33, 3},    {2, 32, 4},    {3, 5, 7},
+                                    {5, 70, 64},    {12, 31, 9},   {13, 64, 385}, {25, 97, 66},
+                                    {30, 129, 130}, {1, 300, 800}, {4, 2100, 8},  {7, 17, 769}};
 
 std::size_t size(std::int64_t n) {
   return static_cast<std::size_t>(n);
@@ -43,7 +43,8 @@ struct Case {
   PackedLinearArgs args(bool with_bias, bool accumulate) {
     return {x.data(), ldx, with_bias ? bias.data() : nullptr, y.data(), ldy, accumulate};
   }
-  std::vector<float> run(WeightFormat format, const Compute<float>& compute, bool with_bias, bool accumulate) {
+  std::vector<float> run(WeightFormat format, const Compute<float>& compute, bool with_bias,
+                         bool accumulate) {
     Case fresh(shape);
     PackedMatrix packed(format, shape.N, shape.K);
     packed.pack(compute, fresh.w.data());
@@ -127,8 +128,8 @@ TEST_CASE("all packed kernels of this machine give equal bits, also those that d
     }
     for (std::int64_t p = 0; p < panels; ++p)
       table->pack_int8(w.data(), N, K, p, packed.data() + p * words * 32, scales.data(), row.data());
-    table->linear_int8({q.data(), x_scales.data(), sums.data(), packed.data(), scales.data(), nullptr, y.data(), N,
-                        N, K, false},
+    table->linear_int8({q.data(), x_scales.data(), sums.data(), packed.data(), scales.data(), nullptr,
+                        y.data(), N, N, K, false},
                        M, 0, panels);
     results.push_back(y);
     INFO(table->isa);
@@ -174,8 +175,8 @@ TEST_CASE("bf16 products have the bits of the fp32 product with rounded weights"
         for (float value : c.w) rounded.push_back(to_float(from_float<Bfloat16>(value)));
         CHECK(rounded != c.w);
         const auto got = c.run(WeightFormat::kBf16, compute, with_bias, accumulate);
-        compute.linear({c.x.data(), c.ldx, rounded.data(), with_bias ? c.bias.data() : nullptr, c.y.data(), c.ldy,
-                        shape.K, accumulate},
+        compute.linear({c.x.data(), c.ldx, rounded.data(), with_bias ? c.bias.data() : nullptr, c.y.data(),
+                        c.ldy, shape.K, accumulate},
                        shape.M, shape.N);
         INFO(compute.packed_table().isa << ", M " << shape.M << ", N " << shape.N << ", K " << shape.K
                                         << ", form " << form);
@@ -215,7 +216,8 @@ TEST_CASE("a row of a packed product does not depend on the batch or the number 
 
 TEST_CASE("rows of zeros, of very small numbers and of none that are finite") {
   ThreadPool pool(1);
-  const float infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  const float infinity = std::numeric_limits<float>::infinity(),
+              nan = std::numeric_limits<float>::quiet_NaN();
   for (const kernels::PackedKernels* table : kernels::all_packed_kernels()) {
     INFO(table->isa);
     for (const std::int64_t K : {1, 5, 40}) {
@@ -281,9 +283,9 @@ TEST_CASE("int8 sums reach their largest values without leaving 32 bits") {
     float scale = 0, y = 0;
     const auto quantised = table->quantise_row(x.data(), K, q.data());
     table->pack_int8(w.data(), 1, K, 0, panel.data(), &scale, row.data());
-    table->linear_int8({q.data(), &quantised.scale, &quantised.sum, panel.data(), &scale, nullptr, &y, 1, 1, K,
-                        false},
-                       1, 0, 1);
+    table->linear_int8(
+        {q.data(), &quantised.scale, &quantised.sum, panel.data(), &scale, nullptr, &y, 1, 1, K, false}, 1, 0,
+        1);
     INFO(table->isa);
     CHECK(std::abs(y - 66000) < 0.1F);
   }

@@ -1,8 +1,8 @@
 // y = x W^T with W and x in int8: integer sums, exact and so the same bits on every instruction set, then one
-// product with both scales. Weights are unsigned bytes w + 128, as the multiply-add of VNNI wants one unsigned
-// side; sums start at -128 times the row's sum of activations instead. Compiled without contraction. Bound:
-// memory (a quarter of the bytes of fp32) for few rows, then the multiply-adds: 64 products an instruction
-// with VNNI, 32 of widened values with AVX-512, 16 with AVX2.
+// product with both scales. Weights are unsigned bytes w + 128, as the multiply-add of VNNI wants one
+// unsigned side; sums start at -128 times the row's sum of activations instead. Compiled without contraction.
+// Bound: memory (a quarter of the bytes of fp32) for few rows, then the multiply-adds: 64 products an
+// instruction with VNNI, 32 of widened values with AVX-512, 16 with AVX2.
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -17,8 +17,8 @@ namespace rlhf::kernels::RLHF_ISA {
 namespace {
 
 // Each variant has kRows, the most rows of a tile, and kGroup, its columns:
-// sum_tile<MR>(x, words, group, sums) with x of MR rows of `words` words sets sums[MR][kGroup] to the products
-// with the unsigned weights.
+// sum_tile<MR>(x, words, group, sums) with x of MR rows of `words` words sets sums[MR][kGroup] to the
+// products with the unsigned weights.
 #if defined(__AVX512VNNI__)
 
 constexpr int kRows = 12, kGroup = 32;

@@ -6,8 +6,8 @@
 namespace rlhf::kernels::RLHF_ISA {
 
 const PackedKernels& packed_table() {
-  static const PackedKernels kernels = {RLHF_STRINGIFY(RLHF_ISA), linear_bf16, linear_int8,
-                                        quantise_row,             pack_bf16,   pack_int8};
+  static const PackedKernels kernels = {
+      RLHF_STRINGIFY(RLHF_ISA), linear_bf16, linear_int8, quantise_row, pack_bf16, pack_int8};
   return kernels;
 }
 
