@@ -60,11 +60,12 @@ struct PackedKernels {
   void (*linear_int8)(const Int8LinearArgs&, std::int64_t M, std::int64_t p0, std::int64_t p1);
   /// Fills q[ceil(K / 4)], with zeros behind K.
   QuantisedRow (*quantise_row)(const float* x, std::int64_t K, std::uint32_t* q);
-  /// Packs rows [32 p, ...) of w[N, K] into one panel.
-  void (*pack_bf16)(const float* w, std::int64_t N, std::int64_t K, std::int64_t p, std::uint32_t* panel);
-  /// As above, and fills their scales[N]. `row` is scratch of ceil(K / 4) words.
+  /// Packs rows [32 p, ...) of w[N, K] into one panel. `rows` is scratch of a panel's size.
+  void (*pack_bf16)(const float* w, std::int64_t N, std::int64_t K, std::int64_t p, std::uint32_t* panel,
+                    std::uint32_t* rows);
+  /// As above, and fills their scales[N].
   void (*pack_int8)(const float* w, std::int64_t N, std::int64_t K, std::int64_t p, std::uint32_t* panel,
-                    float* scales, std::uint32_t* row);
+                    float* scales, std::uint32_t* rows);
 };
 
 /// The fastest packed kernels that this machine runs within an instruction set.

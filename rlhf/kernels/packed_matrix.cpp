@@ -50,13 +50,13 @@ void PackedMatrix::pack(const Compute<float>& compute, const float* w) {
   const kernels::PackedKernels& table = compute.packed_table();
   const std::int64_t panel_words = words() * kPackedColumns;
   compute.pool().parallel_for(ceil_div(N_, kPackedColumns), 4, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<std::uint32_t> row(size(words()));
+    std::vector<std::uint32_t> rows(size(panel_words));
     for (std::int64_t p = begin; p < end; ++p) {
       std::uint32_t* panel = panels_.data() + p * panel_words;
       if (format_ == WeightFormat::kBf16)
-        table.pack_bf16(w, N_, K_, p, panel);
+        table.pack_bf16(w, N_, K_, p, panel, rows.data());
       else
-        table.pack_int8(w, N_, K_, p, panel, scales_.data(), row.data());
+        table.pack_int8(w, N_, K_, p, panel, scales_.data(), rows.data());
     }
   });
 }

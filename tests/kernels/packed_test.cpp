@@ -118,7 +118,7 @@ TEST_CASE("all packed kernels of this machine give equal bits, also those that d
   const auto x = random_values<float>(M * K, 31), w = random_values<float>(N * K, 32);
   std::vector<std::vector<float>> results;
   for (const kernels::PackedKernels* table : all) {
-    std::vector<std::uint32_t> q(size(M * words)), packed(size(panels * words * 32)), row(size(words));
+    std::vector<std::uint32_t> q(size(M * words)), packed(size(panels * words * 32)), rows(size(words * 32));
     std::vector<float> x_scales(size(M)), scales(size(N)), y(size(M * N));
     std::vector<std::int32_t> sums(size(M));
     for (std::int64_t m = 0; m < M; ++m) {
@@ -127,7 +127,7 @@ TEST_CASE("all packed kernels of this machine give equal bits, also those that d
       sums[size(m)] = quantised.sum;
     }
     for (std::int64_t p = 0; p < panels; ++p)
-      table->pack_int8(w.data(), N, K, p, packed.data() + p * words * 32, scales.data(), row.data());
+      table->pack_int8(w.data(), N, K, p, packed.data() + p * words * 32, scales.data(), rows.data());
     table->linear_int8({q.data(), x_scales.data(), sums.data(), packed.data(), scales.data(), nullptr,
                         y.data(), N, N, K, false},
                        M, 0, panels);
@@ -279,10 +279,10 @@ TEST_CASE("int8 sums reach their largest values without leaving 32 bits") {
   const std::int64_t K = 66000;
   for (const kernels::PackedKernels* table : kernels::all_packed_kernels()) {
     std::vector<float> x(size(K), 2), w(size(K), 0.5F);
-    std::vector<std::uint32_t> q(size(K / 4)), panel(size(K / 4 * 32)), row(size(K / 4));
+    std::vector<std::uint32_t> q(size(K / 4)), panel(size(K / 4 * 32)), rows(size(K / 4 * 32));
     float scale = 0, y = 0;
     const auto quantised = table->quantise_row(x.data(), K, q.data());
-    table->pack_int8(w.data(), 1, K, 0, panel.data(), &scale, row.data());
+    table->pack_int8(w.data(), 1, K, 0, panel.data(), &scale, rows.data());
     table->linear_int8(
         {q.data(), &quantised.scale, &quantised.sum, panel.data(), &scale, nullptr, &y, 1, 1, K, false}, 1, 0,
         1);

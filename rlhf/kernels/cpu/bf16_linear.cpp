@@ -104,20 +104,4 @@ void linear_bf16(const Bf16LinearArgs& args, std::int64_t M, std::int64_t p0, st
     }
 }
 
-void pack_bf16(const float* w, std::int64_t N, std::int64_t K, std::int64_t p, std::uint32_t* panel) {
-  const std::int64_t words = (K + 1) / 2, n0 = p * kPackedColumns;
-  const auto bits = [](float value) { return std::uint32_t{from_float<Bfloat16>(value).bits}; };
-  for (std::int64_t c = 0; c < kPackedColumns; ++c) {
-    const float* row = w + (n0 + c) * K;
-    std::uint32_t* out = panel + c;
-    if (n0 + c >= N) {
-      for (std::int64_t k = 0; k < words; ++k) out[k * kPackedColumns] = 0;
-      continue;
-    }
-    for (std::int64_t k = 0; k < K / 2; ++k)
-      out[k * kPackedColumns] = bits(row[2 * k]) | bits(row[2 * k + 1]) << 16;
-    if (K % 2) out[(words - 1) * kPackedColumns] = bits(row[K - 1]);
-  }
-}
-
 }  // namespace rlhf::kernels::RLHF_ISA

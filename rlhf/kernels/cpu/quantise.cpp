@@ -1,5 +1,5 @@
-// Rows of floats to signed bytes with one scale. Compiled without contraction: every instruction set rounds
-// the same products.
+// Rows of floats to signed bytes with one scale, and panels of such rows or of bf16. Compiled without
+// contraction: every instruction set rounds the same products.
 #include <algorithm>
 #include <bit>
 #include <limits>
@@ -33,6 +33,20 @@ std::int32_t largest_bits(const float* x, std::int64_t K) {
   return most;
 }
 
+// Half of a word, wherever it lies.
+typedef std::uint16_t Half __attribute__((may_alias));
+
+void round_row(const float* __restrict x, std::int64_t K, Half* __restrict halves) {
+  for (std::int64_t k = 0; k < K; ++k) halves[k] = from_float<Bfloat16>(x[k]).bits;
+}
+
+// panel[k][c] = rows[c][k] ^ flip.
+void interleave(const std::uint32_t* __restrict rows, std::int64_t words, std::uint32_t flip,
+                std::uint32_t* __restrict panel) {
+  for (std::int64_t k = 0; k < words; ++k, panel += kPackedColumns)
+    for (std::int64_t c = 0; c < kPackedColumns; ++c) panel[c] = rows[c * words + k] ^ flip;
+}
+
 }  // namespace
 
 QuantisedRow quantise_row(const float* x, std::int64_t K, std::uint32_t* q) {
@@ -55,18 +69,22 @@ QuantisedRow quantise_row(const float* x, std::int64_t K, std::uint32_t* q) {
   return {largest / kLargest, sum};
 }
 
+void pack_bf16(const float* w, std::int64_t N, std::int64_t K, std::int64_t p, std::uint32_t* panel,
+               std::uint32_t* rows) {
+  const std::int64_t words = (K + kBf16Inputs - 1) / kBf16Inputs, n0 = p * kPackedColumns;
+  std::fill_n(rows, words * kPackedColumns, 0U);
+  for (std::int64_t c = 0; c < std::min(kPackedColumns, N - n0); ++c)
+    round_row(w + (n0 + c) * K, K, reinterpret_cast<Half*>(rows + c * words));
+  interleave(rows, words, 0, panel);
+}
+
 void pack_int8(const float* w, std::int64_t N, std::int64_t K, std::int64_t p, std::uint32_t* panel,
-               float* scales, std::uint32_t* row) {
+               float* scales, std::uint32_t* rows) {
   const std::int64_t words = (K + kInt8Inputs - 1) / kInt8Inputs, n0 = p * kPackedColumns;
-  for (std::int64_t c = 0; c < kPackedColumns; ++c) {
-    std::uint32_t* out = panel + c;
-    if (n0 + c >= N) {
-      for (std::int64_t k = 0; k < words; ++k) out[k * kPackedColumns] = 0x80808080U;
-      continue;
-    }
-    scales[n0 + c] = quantise_row(w + (n0 + c) * K, K, row).scale;
-    for (std::int64_t k = 0; k < words; ++k) out[k * kPackedColumns] = row[k] ^ 0x80808080U;
-  }
+  std::fill_n(rows, words * kPackedColumns, 0U);
+  for (std::int64_t c = 0; c < std::min(kPackedColumns, N - n0); ++c)
+    scales[n0 + c] = quantise_row(w + (n0 + c) * K, K, rows + c * words).scale;
+  interleave(rows, words, 0x80808080U, panel);
 }
 
 }  // namespace rlhf::kernels::RLHF_ISA
