@@ -23,22 +23,24 @@ namespace {
 
 constexpr int kRows = 12, kGroup = 32;
 
+// The unrolling is for GCC, which else keeps a copy of the sums in memory up to date.
 template <int MR>
 inline void sum_tile(const std::uint32_t* x, std::int64_t words, const std::uint32_t* group,
                      std::int32_t (&sums)[MR][kGroup]) {
-  __m512i left[MR], right[MR];
-  for (int m = 0; m < MR; ++m) left[m] = right[m] = _mm512_setzero_si512();
+  __m512i pairs[MR][2] = {};
   for (std::int64_t k = 0; k < words; ++k, group += kPackedColumns) {
     const __m512i a = _mm512_loadu_si512(group), b = _mm512_loadu_si512(group + 16);
+#pragma GCC unroll 12
     for (int m = 0; m < MR; ++m) {
       const __m512i value = _mm512_set1_epi32(static_cast<int>(x[m * words + k]));
-      left[m] = _mm512_dpbusd_epi32(left[m], a, value);
-      right[m] = _mm512_dpbusd_epi32(right[m], b, value);
+      pairs[m][0] = _mm512_dpbusd_epi32(pairs[m][0], a, value);
+      pairs[m][1] = _mm512_dpbusd_epi32(pairs[m][1], b, value);
     }
   }
+#pragma GCC unroll 12
   for (int m = 0; m < MR; ++m) {
-    _mm512_storeu_si512(sums[m], left[m]);
-    _mm512_storeu_si512(sums[m] + 16, right[m]);
+    _mm512_storeu_si512(sums[m], pairs[m][0]);
+    _mm512_storeu_si512(sums[m] + 16, pairs[m][1]);
   }
 }
 
