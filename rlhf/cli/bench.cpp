@@ -1,10 +1,13 @@
 #include "rlhf/cli/bench.h"
 
 #include <algorithm>
+#include <atomic>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "rlhf/cli/verbs.h"
 #include "rlhf/core/random.h"
+#include "rlhf/tensor/buffer.h"
 #include "rlhf/train/stage.h"
 
 namespace rlhf::cli {
@@ -13,6 +16,25 @@ double median(std::vector<double> values) {
   std::ranges::sort(values);
   const std::size_t middle = values.size() / 2;
   return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
+}
+
+double read_gb_per_s(const Compute<float>& compute) {
+  constexpr std::int64_t kCount = std::int64_t{1} << 25, kPiece = std::int64_t{1} << 17;
+  constexpr int kPasses = 8, kSums = 16;
+  Buffer<std::uint64_t> memory(static_cast<std::size_t>(kCount));
+  std::atomic<std::uint64_t> total{0};  // keeps the reads
+  double best = 0;
+  for (int pass = 0; pass < kPasses; ++pass) {
+    const Stopwatch watch;
+    compute.pool().parallel_for(kCount, kPiece, [&](std::int64_t begin, std::int64_t end) {
+      std::uint64_t sums[kSums] = {};
+      for (const std::uint64_t* at = memory.data() + begin; at < memory.data() + end; at += kSums)
+        for (int i = 0; i < kSums; ++i) sums[i] += at[i];
+      total += std::accumulate(sums, sums + kSums, std::uint64_t{0});
+    });
+    best = std::max(best, static_cast<double>(memory.bytes()) / watch.seconds() / 1e9);
+  }
+  return total == 0 ? best : 0;
 }
 
 void add_machine(nlohmann::ordered_json& out, const Compute<float>& compute) {
@@ -32,12 +54,6 @@ std::vector<TokenId> random_tokens(std::int64_t count, std::int64_t vocab_size, 
 
 void add_bench_model_options(CLI::App& bench, BenchModelArguments& arguments) {
   bench.add_option("--model", arguments.model, "Hugging Face directory or GGUF file")->required();
-  bench.add_option("--weights", arguments.weights, "Type the weights are held and read in")
-      ->check([](const std::string& type) {
-        return type == "fp32" ? std::string()
-                              : "got " + type + ", but only fp32 exists yet: every model is held as fp32";
-      })
-      ->type_name("fp32");
   bench.add_option("--threads", arguments.threads, "0 = one per core")->check(CLI::Range(0, 1024));
   bench.add_option("--repetitions", arguments.repetitions, "Runs the median is taken of")
       ->check(CLI::Range(1, 1000));

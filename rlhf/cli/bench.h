@@ -18,7 +18,7 @@ void add_bench_pipeline(CLI::App& bench);
 
 /// What the benches on a single model have in common.
 struct BenchModelArguments {
-  std::string model, weights = "fp32";
+  std::string model;
   std::int64_t repetitions = 5;
   int threads = 0;
 };
@@ -26,6 +26,9 @@ void add_bench_model_options(CLI::App& bench, BenchModelArguments& arguments);
 
 /// The middle value; the mean of the two middle ones when their number is even.
 double median(std::vector<double> values);
+/// Rate at which all threads together read memory that no cache holds, in GB/s: the best of some passes over
+/// 256 MiB.
+double read_gb_per_s(const Compute<float>& compute);
 /// Appends version, instruction set, threads and the process's peak memory.
 void add_machine(nlohmann::ordered_json& out, const Compute<float>& compute);
 /// Uniform token ids.

@@ -12,7 +12,17 @@ namespace {
 
 struct BenchDecodeArguments : BenchModelArguments {
   std::int64_t batch = 1, context = 64, new_tokens = 64;
+  WeightFormat weights = WeightFormat::kFp32;
 };
+
+// Of the matrices that a step reads once, whatever the batch.
+std::uint64_t weight_bytes(WeightFormat format, const DecoderWeights<float>& weights) {
+  if (format != WeightFormat::kFp32) return RolloutWeights::bytes(format, weights.config);
+  std::int64_t elements = weights.head.N * weights.head.K;
+  for (const LayerWeights<float>& layer : weights.layers)
+    for (const auto* w : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) elements += w->N * w->K;
+  return static_cast<std::uint64_t>(elements) * sizeof(float);
+}
 
 // Sampling at temperature 1 with end tokens ignored: fixed lengths.
 void bench_decode(const BenchDecodeArguments& arguments) {
@@ -21,6 +31,9 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   RLHF_CHECK(arguments.context + arguments.new_tokens <= config.max_positions, arguments.model,
              ": --context ", arguments.context, " and --new-tokens ", arguments.new_tokens,
              " exceed the model's context of ", config.max_positions);
+  const Stopwatch packing;
+  const GenerationWeights weights(arguments.weights, loaded);
+  const double pack_seconds = packing.seconds();
   std::vector<double> decode, total;
   for (std::int64_t r = 0; r < arguments.repetitions; ++r) {
     RolloutEngineOptions options;
@@ -36,7 +49,7 @@ void bench_decode(const BenchDecodeArguments& arguments) {
       engine.submit(std::move(request));
     }
     Stopwatch watch;
-    while (engine.busy()) engine.step(loaded.model.parameters().weights(), 0);
+    while (engine.busy()) engine.step(weights.get(), 0);
     const auto& s = engine.statistics();
     total.push_back(static_cast<double>(s.decode_tokens) / watch.seconds());
     if (s.decode_only_seconds > 0)
@@ -47,9 +60,19 @@ void bench_decode(const BenchDecodeArguments& arguments) {
                                 {"batch", arguments.batch},
                                 {"context", arguments.context},
                                 {"new_tokens", arguments.new_tokens},
-                                {"weights", arguments.weights},
+                                {"weights", to_string(arguments.weights)},
                                 {"tokens_per_s", median(total)}};
-  if (!decode.empty()) out["decode_tokens_per_s"] = median(decode);
+  const auto step_bytes = static_cast<double>(weight_bytes(arguments.weights, weights.get()));
+  out["weights_mb"] = step_bytes / 1e6;
+  if (arguments.weights != WeightFormat::kFp32) out["pack_s"] = pack_seconds;
+  if (!decode.empty()) {
+    const double tokens_per_s = median(decode), machine = read_gb_per_s(loaded.compute);
+    const double read = step_bytes * tokens_per_s / static_cast<double>(arguments.batch) / 1e9;
+    out["decode_tokens_per_s"] = tokens_per_s;
+    out["weights_gb_per_s"] = read;
+    out["machine_read_gb_per_s"] = machine;
+    out["bandwidth_share"] = read / machine;
+  }
   add_machine(out, loaded.compute);
   std::cout << out.dump() << "\n";
 }
@@ -61,6 +84,7 @@ void add_bench_decode(CLI::App& bench) {
       "decode", "Generation at a fixed batch size: tokens_per_s with prefill, decode_tokens_per_s without");
   auto a = std::make_shared<BenchDecodeArguments>();
   add_bench_model_options(*verb, *a);
+  add_weights_option(*verb, a->weights);
   verb->add_option("--batch", a->batch, "Sequences that decode at once")->check(CLI::Range(1, 4096));
   verb->add_option("--context", a->context, "Prompt tokens")->check(CLI::Range(1, 1 << 20));
   verb->add_option("--new-tokens", a->new_tokens, "Response tokens")->check(CLI::Range(1, 1 << 20));

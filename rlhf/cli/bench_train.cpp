@@ -59,7 +59,7 @@ void bench_train(const BenchTrainArguments& arguments) {
                                 {"model", arguments.model},
                                 {"tokens", rows.rows().size()},
                                 {"sequence", length},
-                                {"weights", arguments.weights},
+                                {"weights", "fp32"},
                                 {"tokens_per_s", tokens / median(step)},
                                 {"forward_s", median(forward)},
                                 {"backward_s", median(backward)},

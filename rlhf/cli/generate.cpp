@@ -16,6 +16,7 @@ namespace {
 struct GenerateArguments {
   std::string model, input, output = "-";
   std::int64_t max_sequences = 32, max_tokens_per_step = 512, cache_blocks = 0, draft_rows = 12;
+  WeightFormat weights = WeightFormat::kFp32;
   bool statistics = false;
   int threads = 0;
   double min_p = -1;
@@ -129,7 +130,8 @@ void generate(const GenerateArguments& arguments) {
   std::function<std::string(TokenId)> bytes;
   if (model.has_tokenizer()) bytes = [&](TokenId id) { return model.tokenizer().token_bytes(id); };
   RolloutEngine engine(model.config(), loaded.compute, engine_options(arguments, model, requests), bytes);
-  const auto samples = generate_all(engine, model.parameters().weights(), 0, requests);
+  const GenerationWeights weights(arguments.weights, loaded);
+  const auto samples = generate_all(engine, weights.get(), 0, requests);
   LineWriter writer(arguments.output);
   std::span<const Sample> rest = samples;
   for (const GenerationRequest& request : requests) {
@@ -199,6 +201,7 @@ void add_generate(CLI::App& app) {
           "Where so few samples decode, guess coming tokens up to so many rows a step; responses are the "
           "same; 0 = off")
       ->check(CLI::Range(0, 4096));
+  add_weights_option(*verb, a->weights);
   verb->add_flag("--statistics", a->statistics, "One JSON object about speed on standard error");
   verb->add_option("--cache-blocks", a->cache_blocks,
                    "K/V blocks of 16 tokens; 0 = enough for all that decode at once")

@@ -1,10 +1,12 @@
 #pragma once
 
-#include <memory>
+#include <CLI/CLI.hpp>
+#include <optional>
 #include <string>
 
 #include "rlhf/core/thread_pool.h"
 #include "rlhf/kernels/ops.h"
+#include "rlhf/model/rollout_weights.h"
 #include "rlhf/train/language_model.h"
 
 namespace rlhf::cli {
@@ -25,5 +27,31 @@ struct LoadedModel {
     return options;
   }
 };
+
+/// What a loaded model generates with.
+class GenerationWeights {
+ public:
+  GenerationWeights(WeightFormat format, const LoadedModel& loaded)
+      : source_(loaded.model.parameters().weights()) {
+    if (format != WeightFormat::kFp32) packed_.emplace(format, source_, source_, loaded.compute);
+  }
+  const DecoderWeights<float>& get() const { return packed_ ? packed_->weights() : source_; }
+
+ private:
+  const DecoderWeights<float>& source_;
+  std::optional<RolloutWeights> packed_;
+};
+
+/// --weights fp32|bf16|int8.
+inline void add_weights_option(CLI::App& verb, WeightFormat& weights) {
+  const auto set = [&weights](const std::string& name) {
+    for (const WeightFormat format : {WeightFormat::kFp32, WeightFormat::kBf16, WeightFormat::kInt8})
+      if (name == to_string(format)) weights = format;
+  };
+  verb.add_option_function<std::string>("--weights", set,
+                                        "Type that projections and head are stored and read in")
+      ->check(CLI::IsMember({"fp32", "bf16", "int8"}))
+      ->default_str(to_string(weights));
+}
 
 }  // namespace rlhf::cli

@@ -6,6 +6,7 @@
 
 #include "rlhf/core/thread_pool.h"
 #include "rlhf/kernels/kernel_table.h"
+#include "rlhf/kernels/packed_kernels.h"
 
 namespace rlhf {
 
@@ -15,10 +16,12 @@ namespace rlhf {
 template <class T>
 class Compute {
  public:
-  Compute(ThreadPool& pool, kernels::CpuIsa isa) : pool_(&pool), kernels_(&kernels::kernels_for<T>(isa)) {}
+  Compute(ThreadPool& pool, kernels::CpuIsa isa)
+      : pool_(&pool), kernels_(&kernels::kernels_for<T>(isa)), packed_(&kernels::packed_kernels_for(isa)) {}
 
   ThreadPool& pool() const { return *pool_; }
   const kernels::Kernels<T>& table() const { return *kernels_; }
+  const kernels::PackedKernels& packed_table() const { return *packed_; }
 
   /// y[M, N] (+)= x[M, K] w[N, K]^T + bias.
   void linear(const kernels::LinearArgs<T>& args, std::int64_t M, std::int64_t N) const;
@@ -49,6 +52,7 @@ class Compute {
  private:
   ThreadPool* pool_;
   const kernels::Kernels<T>* kernels_;
+  const kernels::PackedKernels* packed_;
 };
 
 }  // namespace rlhf

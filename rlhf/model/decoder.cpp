@@ -116,7 +116,7 @@ DecoderRunner<T>::DecoderRunner(const ModelConfig& config, DeviceOps<T> ops)
 
 template <class T>
 std::size_t DecoderRunner<T>::scratch_bytes() const {
-  std::size_t total = cos_.bytes() + sin_.bytes();
+  std::size_t total = cos_.bytes() + sin_.bytes() + quantised_.bytes();
   for (const auto* b : scratch_of(*this)) total += b->bytes();
   for (const auto* b : wide_scratch_of(*this)) total += b->bytes();
   return total;
@@ -126,6 +126,7 @@ template <class T>
 void DecoderRunner<T>::release_scratch() {
   for (auto* b : scratch_of(*this)) *b = Buffer<T>(0, ops_.memory());
   for (auto* b : wide_scratch_of(*this)) *b = Buffer<Wide<T>>(0, ops_.memory());
+  quantised_ = QuantisedRows();
 }
 
 template <class T>
@@ -210,7 +211,11 @@ kernels::GluKind DecoderRunner<T>::activation_kind() const {
 template <class T>
 void DecoderRunner<T>::linear(const LinearWeights<T>& w, std::int64_t rows, const T* x, T* y,
                               bool accumulate) {
-  ops_.linear({x, w.K, w.weight, w.bias, y, w.N, w.K, accumulate}, rows, w.N);
+  if constexpr (std::is_same_v<T, float>) {
+    if (w.packed)
+      packed_linear(ops_.compute(), *w.packed, {x, w.K, w.bias, y, w.N, accumulate}, rows, quantised_);
+  }
+  if (!w.packed) ops_.linear({x, w.K, w.weight, w.bias, y, w.N, w.K, accumulate}, rows, w.N);
   for (const LoraWeights<T>& adapter : w.adapters) {
     low_rank_.reserve_discard(static_cast<std::size_t>(rows * adapter.rank));
     ops_.linear({x, w.K, adapter.a, nullptr, low_rank_.data(), adapter.rank, w.K, false}, rows, adapter.rank);

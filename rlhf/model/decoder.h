@@ -7,6 +7,7 @@
 
 #include "rlhf/core/ids.h"
 #include "rlhf/kernels/device_ops.h"
+#include "rlhf/kernels/packed_matrix.h"
 #include "rlhf/model/decoder_weights.h"
 #include "rlhf/model/device_rows.h"
 #include "rlhf/model/packed_rows.h"
@@ -95,7 +96,7 @@ class DecoderRunner {
   /// Gives the scratch memory back; the next call makes it again.
   void release_scratch();
 
-  /// y (+)= x W^T + b with adapters, for `rows` rows.
+  /// y (+)= x W^T + b with adapters, for `rows` rows. Packed weights are read on the CPU only.
   void linear(const LinearWeights<T>& w, std::int64_t rows, const T* x, T* y, bool accumulate);
   /// dx (+)= dy W; adds to dW, db and the adapters' gradients where they are trained.
   void linear_backward(const LinearWeights<T>& w, std::int64_t rows, const T* x, const T* dy, T* dx,
@@ -155,6 +156,7 @@ class DecoderRunner {
   std::int64_t rope_positions_ = 0;
   Buffer<T> normed_, qkv_, attention_out_, gate_up_, hidden_, projected_, low_rank_, dlow_rank_;
   Buffer<T> dqkv_, dattention_, dhidden_, dgate_up_, dnormed_, drow_;
+  QuantisedRows quantised_;  ///< of products with int8 weights
   std::optional<DeviceRows> device_rows_;
 };
 

@@ -10,6 +10,8 @@
 
 namespace rlhf {
 
+class PackedMatrix;
+
 /// A low-rank adapter (Hu et al. 2021, LoRA) on a range of output rows: y[rows] += scale * B (A x).
 template <class T>
 struct LoraWeights {
@@ -30,6 +32,7 @@ struct LinearWeights {
   Wide<T>* dbias = nullptr;
   std::int64_t N = 0, K = 0;
   std::vector<LoraWeights<T>> adapters;
+  const PackedMatrix* packed = nullptr;  ///< read in place of `weight` by forward passes; see RolloutWeights
 
   bool trainable() const { return dweight || dbias || !adapters.empty(); }
 };

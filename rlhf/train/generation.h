@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "rlhf/model/rollout_weights.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/task_data.h"
 #include "rollout/engine/rollout_engine.h"
@@ -17,9 +18,10 @@ struct RolloutOptions {
   SamplingOptions sampling;
   std::int64_t max_new_tokens = 64;
   std::vector<std::string> stop_strings;
-  std::int64_t max_sequences = 32;         ///< samples that decode at once
-  std::int64_t max_tokens_per_step = 512;  ///< decode tokens and prefill chunk of one engine step
-  std::int64_t draft_rows = 0;             ///< see RolloutEngineOptions::max_draft_rows
+  std::int64_t max_sequences = 32;             ///< samples that decode at once
+  std::int64_t max_tokens_per_step = 512;      ///< decode tokens and prefill chunk of one engine step
+  std::int64_t draft_rows = 0;                 ///< see RolloutEngineOptions::max_draft_rows
+  WeightFormat weights = WeightFormat::kFp32;  ///< what training samples are drawn with; evaluation is fp32
 
   template <class V>
   void visit_fields(V& v) {
@@ -34,6 +36,12 @@ struct RolloutOptions {
             "same, but a "
             "resumed run may finish them in another order and differ in the last bits; 0 = off",
             {0, 4096});
+    v.choice(
+        "weights", weights,
+        {{"fp32", WeightFormat::kFp32}, {"bf16", WeightFormat::kBf16}, {"int8", WeightFormat::kInt8}},
+        "How training samples' weights are stored for decoding. With bf16 or int8 the trainer computes old "
+        "log-probs itself and ppo.weight_mismatch says what is done about the difference. Evaluation "
+        "decodes fp32");
   }
 };
 

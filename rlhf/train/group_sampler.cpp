@@ -22,6 +22,9 @@ GroupSampler::GroupSampler(std::string stage, const LanguageModel& policy,
       judges_{data, reward_model, options.reward_model_weight} {
   RLHF_CHECK(!data.train_prompts.empty(), stage_, ": there are no prompts");
   judges_.check(stage_);
+  const DecoderWeights<float>& weights = policy.parameters().weights();
+  if (rollout.weights != WeightFormat::kFp32)
+    packed_.emplace(rollout.weights, weights, weights, context.compute);
   engine_ = make_engine(policy, {rollout, data.train_prompts, context.compute, context.max_blocks});
 }
 
@@ -54,9 +57,11 @@ std::vector<ResponseGroup> GroupSampler::draw(std::int64_t iteration, std::int64
     requests.back().prompt_id = requests.size() - 1;
   }
   engine_->forget_prefixes();  // their K and V are those of earlier weights
+  if (packed_) packed_->refresh(context_.compute);
+  const DecoderWeights<float>& weights = packed_ ? packed_->weights() : policy_.parameters().weights();
   std::vector<ResponseGroup> groups(items.size());
-  for (Sample& sample : generate_all(*engine_, policy_.parameters().weights(),
-                                     static_cast<WeightVersion>(iteration), std::move(requests))) {
+  for (Sample& sample :
+       generate_all(*engine_, weights, static_cast<WeightVersion>(iteration), std::move(requests))) {
     const std::size_t place = sample.prompt_id;
     groups[place].push_back(
         {make_sampled_response(policy_, data_.train_prompts[items[place]], std::move(sample)), 0});

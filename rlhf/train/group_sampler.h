@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -62,6 +63,7 @@ class GroupSampler {
   GroupSamplerOptions options_;
   const StageContext& context_;
   Judges judges_;
+  std::optional<RolloutWeights> packed_;  ///< what is sampled with, unless it is fp32
   std::unique_ptr<RolloutEngine> engine_;
   double seconds_ = 0;  ///< of the last call
 };

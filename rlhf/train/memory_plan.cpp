@@ -108,11 +108,15 @@ class Planner {
   // The generator keeps the states behind the frozen layers, block by block; see PpoModels.
   bool samples_trunk() const {
     return keeps_trunk() && options_.ppo.trunk_cache.resolve(setting_.machine_bytes) > 0 &&
-           options_.ppo.reward_model_weight == 0 && !ppo::needs_critic(options_.ppo.algorithm);
+           options_.ppo.reward_model_weight == 0 && !ppo::needs_critic(options_.ppo.algorithm) &&
+           options_.rollout.weights == WeightFormat::kFp32;
   }
 
   void add_generator() {
     if (!generates()) return;
+    if (options_.needs_prompts())
+      add_fixed("generator's packed weights",
+                RolloutWeights::bytes(options_.rollout.weights, setting_.model));
     add_fixed("generator's workspace",
               generator_workspace_bytes(setting_.model, options_.rollout, setting_.sizes.activation));
     const BlockNeed blocks = block_need(options_.rollout, setting_.longest_prompt);
@@ -280,7 +284,10 @@ std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutO
   const std::int64_t logits = std::min(sampled, RolloutEngine::kLogitsRows) * model.vocab_size;
   const std::int64_t rope =
       model.learned_positions ? 0 : std::max<std::int64_t>(256, 2 * rollout.max_new_tokens);
-  return bytes_of(rows * per_row + sampled * D + logits + rope * model.head_dim, number_bytes);
+  const std::uint64_t quantised = rollout.weights == WeightFormat::kInt8
+                                      ? QuantisedRows::bytes(rows, RolloutWeights::most_inputs(model))
+                                      : 0;
+  return bytes_of(rows * per_row + sampled * D + logits + rope * model.head_dim, number_bytes) + quantised;
 }
 
 std::uint64_t trunk_result_bytes(const TrunkResults& results, std::int64_t longest_prompt,

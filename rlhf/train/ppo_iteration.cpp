@@ -13,11 +13,16 @@
 namespace rlhf {
 namespace {
 
-// Where the algorithm names no longest response, it is the rollout's limit.
+// Where the algorithm names no longest response, it is the rollout's limit, and where it names no correction
+// of samples from rounded weights, it is that of the stage.
 ppo::PpoOptions algorithm_of(const PpoSetting& setting) {
   ppo::PpoOptions algorithm = setting.options.algorithm;
   std::size_t& limit = algorithm.reward.length.max_response_tokens;
   if (limit == 0) limit = static_cast<std::size_t>(setting.rollout.max_new_tokens);
+  if (setting.options.corrects_weights(setting.rollout.weights)) {
+    algorithm.correction.level = ppo::CorrectionLevel::kToken;
+    algorithm.correction.mode = ppo::CorrectionMode::kTruncate;
+  }
   return algorithm;
 }
 
@@ -107,6 +112,7 @@ std::vector<std::span<const TokenId>> PpoIteration::sequences(const Indices& sam
 bool PpoIteration::recompute_old_log_probs() const {
   const OldLogProbs choice = setting_.options.old_log_probs;
   if (choice != OldLogProbs::kAuto) return choice == OldLogProbs::kRecompute;
+  if (setting_.rollout.weights != WeightFormat::kFp32) return true;
   // Off policy, a correction compares the sampler's log-probs with those of the weights that are trained.
   const bool off_policy = setting_.schedule.staleness() > 0;
   if (off_policy && algorithm_.correction.level != ppo::CorrectionLevel::kOff) return true;

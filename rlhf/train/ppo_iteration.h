@@ -84,7 +84,7 @@ class PpoIteration {
   };
 
   const PpoSetting& setting_;
-  ppo::PpoOptions algorithm_;  ///< the setting's, with the rollout's limit filled in
+  ppo::PpoOptions algorithm_;  ///< the setting's, completed by the rollout's options
   PpoModels& models_;
   ppo::KlController& kl_;
   std::int64_t iteration_;

@@ -51,6 +51,9 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   check_inputs(frozen, data, options);
   const auto scheduling = schedule.make_policy();
   if (scheduling->max_staleness() > 0) snapshot.emplace(policy.parameters().snapshot());
+  if (rollout.weights != WeightFormat::kFp32)
+    rollout_weights.emplace(rollout.weights, generation_source(), policy.parameters().weights(),
+                            context.compute);
   if (scheduling->overlaps())
     generate_pool = std::make_unique<ThreadPool>(context.compute.pool().num_threads());
   const Parameters<float>* base = frozen.critic_base;
@@ -68,14 +71,28 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   const Parameters<float>* value = critic ? &*critic : nullptr;
   for (const Parameters<float>* other : {reference, reward, value})
     if (other) trunk_layers = std::min(trunk_layers, shared_trunk_layers(weights, other->weights()));
-  // A reward model and a critic also look behind the last token, which the generator never runs.
-  sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic;
+  // A reward model and a critic also look behind the last token, which the generator never runs; and states
+  // behind rounded weights are not those that the trainer's gradient belongs to.
+  sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic && !rollout_weights;
   const Compute<float> generate_compute(generate_pool ? *generate_pool : context.compute.pool(),
                                         kernels::detect_cpu_isa());
   engine = make_engine(policy, {rollout, data.train_prompts, generate_compute, context.max_blocks,
                                 sampled_trunk ? trunk_layers : 0});
   memory = std::make_unique<PpoMemory>(memory_setting(frozen, data, rollout, options, context, schedule),
                                        policy.config(), *engine, pass);
+}
+
+void PpoModels::publish(const Compute<float>& compute) {
+  if (snapshot) std::ranges::copy(policy.parameters().trainable(), snapshot->trainable().begin());
+  pack(compute);
+  engine->forget_prefixes();
+}
+
+void PpoModels::pack(const Compute<float>& compute) {
+  if (!rollout_weights) return;
+  const Stopwatch watch;
+  rollout_weights->refresh(compute);
+  pack_seconds_ += watch.seconds();
 }
 
 // What is there already, byte by byte, under the names of the plan.
@@ -102,6 +119,7 @@ PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const T
   if (frozen.reward)
     hold("reward model (own part, gradient)", frozen.reward->owned_bytes() + frozen.reward->gradient_bytes());
   if (snapshot) hold("generator's copy of the weights", snapshot->owned_bytes());
+  if (rollout_weights) hold("generator's packed weights", rollout_weights->bytes());
   hold("generator's workspace", generator_workspace_bytes(policy.config(), rollout, sizeof(float)));
   if (trunk_layers > 0)
     hold("frozen layers' results of a batch",

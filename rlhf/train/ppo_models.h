@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <utility>
 
+#include "rlhf/model/rollout_weights.h"
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/optimizer.h"
@@ -37,8 +39,9 @@ struct PpoModels {
   std::optional<Parameters<float>> critic;
   Optimizer<float> policy_optimizer;
   std::optional<Optimizer<float>> critic_optimizer;
-  std::optional<Parameters<float>> snapshot;  ///< what generation reads off-policy
-  std::unique_ptr<ThreadPool> generate_pool;  ///< of the generate lane; null = it has the train lane's
+  std::optional<Parameters<float>> snapshot;      ///< what generation reads off-policy
+  std::optional<RolloutWeights> rollout_weights;  ///< what generation reads, unless it is fp32
+  std::unique_ptr<ThreadPool> generate_pool;      ///< of the generate lane; null = it has the train lane's
   std::unique_ptr<RolloutEngine> engine;
   SequencePass<float> pass;
   std::unique_ptr<PpoMemory> memory;  ///< of engine and pass
@@ -51,13 +54,24 @@ struct PpoModels {
     return policy.config().num_layers - policy.parameters().weights().first_trainable_layer;
   }
   const DecoderWeights<float>& generation_weights() const {
-    return snapshot ? snapshot->weights() : policy.parameters().weights();
+    return rollout_weights ? rollout_weights->weights() : generation_source();
   }
+  /// Makes generation read the policy as it is now. Between two decode steps only.
+  void publish(const Compute<float>& compute);
+  /// Packs what generation reads, after weights have come from a checkpoint.
+  void pack(const Compute<float>& compute);
+  /// Time that packing took since the last call. Train lane, like publish.
+  double take_pack_seconds() { return std::exchange(pack_seconds_, 0); }
 
  private:
+  const DecoderWeights<float>& generation_source() const {
+    return snapshot ? snapshot->weights() : policy.parameters().weights();
+  }
   PpoMemory::Setting memory_setting(const FrozenModels& frozen, const TaskData& data,
                                     const RolloutOptions& rollout, const PpoStageOptions& options,
                                     const StageContext& context, const ScheduleOptions& schedule) const;
+
+  double pack_seconds_ = 0;
 };
 
 /// Number of leading layers (embedding included) whose weights two models share in memory.

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "rlhf/kernels/weight_format.h"
 #include "rlhf/ppo/options.h"
 #include "rlhf/train/batching.h"
 
@@ -9,6 +10,7 @@ namespace rlhf {
 
 enum class OldLogProbs { kAuto, kRollout, kRecompute };
 enum class CriticInit { kPolicy, kReward };
+enum class WeightMismatch { kTruncate, kIgnore };
 
 /// The PPO stage: the algorithm and what surrounds it.
 struct PpoStageOptions {
@@ -18,6 +20,7 @@ struct PpoStageOptions {
   config::MemorySize trunk_cache{std::uint64_t{256} << 20, {}};  ///< see visit_fields
   double reward_model_weight = 0;  ///< weight of the reward model's score beside the rules
   OldLogProbs old_log_probs = OldLogProbs::kAuto;
+  WeightMismatch weight_mismatch = WeightMismatch::kTruncate;
   CriticInit critic_init = CriticInit::kPolicy;
   ItemOrder prompt_order = ItemOrder::kShuffled;
   std::int64_t samples_to_log = 4;  ///< responses written to samples/ per iteration
@@ -40,13 +43,26 @@ struct PpoStageOptions {
               {"recompute", OldLogProbs::kRecompute}},
              "Log-probs the ratio is formed against: the sampler's, or a forward pass of the trainer. auto "
              "takes the "
-             "sampler's where no filter changes its distribution, since both are then equal bit for bit");
+             "sampler's where no filter changes its distribution and rollout.weights is fp32, since both are "
+             "then equal "
+             "bit for bit");
+    v.choice(
+        "weight_mismatch", weight_mismatch,
+        {{"truncate", WeightMismatch::kTruncate}, {"ignore", WeightMismatch::kIgnore}},
+        "What rollout.weights other than fp32 mean where algorithm.correction is off: truncated importance "
+        "weights of tokens (level token, mode truncate, its upper bound), or nothing");
     v.choice("critic_init", critic_init, {{"policy", CriticInit::kPolicy}, {"reward", CriticInit::kReward}},
              "Weights the critic starts from");
     v.choice("prompt_order", prompt_order, {{"shuffled", ItemOrder::kShuffled}, {"given", ItemOrder::kGiven}},
              "Order in which prompts are taken: shuffled anew every epoch, or as the data has them");
     v.field("samples_to_log", samples_to_log, "Responses written to samples/ per iteration", {0, 1e6});
     v.group("algorithm", algorithm, "PPO and its relatives; preset: NAME takes configs/presets/NAME.yaml");
+  }
+  /// Whether samples of such weights are corrected by weight_mismatch, because nothing else corrects them.
+  bool corrects_weights(WeightFormat weights) const {
+    const ppo::RolloutCorrectionOptions& own = algorithm.correction;
+    return weights != WeightFormat::kFp32 && weight_mismatch == WeightMismatch::kTruncate &&
+           own.level == ppo::CorrectionLevel::kOff && own.rejection.empty() && !own.bypass;
   }
   /// Refuses what the algorithm's functions know and the trainer does not feed them.
   void validate(config::Problems& problems) const {

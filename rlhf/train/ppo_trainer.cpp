@@ -32,6 +32,7 @@ void PpoTrainer::run() {
   kl_.restore(numbers["kl_coefficient"]);
   if (models_.snapshot && !lags)
     std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
+  models_.pack(setting_.context.compute);
 
   PpoWorkload workload(
       setting_, models_, kl_, options.first, options.published,
@@ -40,9 +41,22 @@ void PpoTrainer::run() {
         numbers["kl_coefficient"] = kl_.coefficient();
         checkpoint.after_step(iteration + 1, options.last, numbers);
       });
+  say_correction();
   setting_.context.observer->stage_begin("ppo", options.last);
   schedule::run(*policy_, workload, options);
   checkpoint.remove();
+}
+
+// What was chosen for the user, where nothing was said.
+void PpoTrainer::say_correction() const {
+  const WeightFormat weights = setting_.rollout.weights;
+  if (!setting_.options.corrects_weights(weights)) return;
+  setting_.context.observer->message(
+      LogLevel::kInfo, concat("ppo: rollout.weights is ", to_string(weights),
+                              ": old log-probs are the trainer's, and tokens are weighted by the ratio to "
+                              "the sampler's, at most ",
+                              setting_.options.algorithm.correction.upper,
+                              " (ppo.weight_mismatch: truncate; ppo.algorithm.correction.upper)"));
 }
 
 void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times,
@@ -66,6 +80,7 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   metrics.emplace_back("time/score_s", score);
   metrics.emplace_back("time/train_s", train);
   metrics.emplace_back("time/iteration_s", times.wall_s);
+  if (models_.rollout_weights) metrics.emplace_back("time/pack_s", models_.take_pack_seconds());
   if (policy_->overlaps()) {
     metrics.emplace_back("time/overlap", (generate + score + train) / times.wall_s);
     metrics.emplace_back("time/generate_wait_s", times.waited(Lane::kGenerate));

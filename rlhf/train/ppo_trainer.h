@@ -16,6 +16,7 @@ class PpoTrainer {
   void run();
 
  private:
+  void say_correction() const;
   void report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times, std::int64_t number);
   Hashes hashes_after(const std::vector<PpoResponse>& responses) const;
   void log_samples(const std::vector<PpoResponse>& responses, std::int64_t number);

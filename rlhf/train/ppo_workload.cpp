@@ -109,10 +109,8 @@ void PpoWorkload::finish(std::int64_t iteration, const schedule::IterationTimes&
 
 void PpoWorkload::publish(std::int64_t iteration) {
   models_.memory->between_steps([&] {
-    if (models_.snapshot)
-      std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
+    models_.publish(setting_.context.compute);
     version_ = iteration + 1;
-    models_.engine->forget_prefixes();
   });
 }
 

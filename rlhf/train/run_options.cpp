@@ -90,6 +90,13 @@ void RunOptions::validate(config::Problems& problems) const {
   validate_sampling(problems, Stage::kPpo, ppo.reward_model_weight);
   if (has_stage(Stage::kPpo) && ppo.critic_init == CriticInit::kReward && !has_stage(Stage::kReward))
     problems.add("ppo.critic_init", "'reward' needs the stage 'reward'");
+  if (has_stage(Stage::kPpo) && rollout.weights != WeightFormat::kFp32 &&
+      ppo.old_log_probs == OldLogProbs::kRollout)
+    problems.add(
+        "ppo.old_log_probs",
+        std::string("'rollout' needs rollout.weights: fp32, where both log-probs are equal; with ") +
+            to_string(rollout.weights) +
+            " use auto, and ppo.algorithm.correction.bypass to form the ratio against the sampler's");
   const auto needs_file = [&](Stage stage, const std::string& file, const char* key) {
     if (data.source == DataSource::kFiles && has_stage(stage) && file.empty())
       problems.add(std::string("data.") + key,

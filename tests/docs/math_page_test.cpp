@@ -53,9 +53,9 @@ std::map<std::string, Row> read_rows() {
 
 bool is_algorithm(const std::string& path) {
   for (const char* section :
-       {"ppo.algorithm.", "ppo.old_log_probs", "preference.loss.", "preference.unpaired.",
-        "online_preference.loss.", "rejection_sampling.keep", "rejection_sampling.min_score", "reward.kind",
-        "reward.centring", "rollout.sampling.", "rewards[]."})
+       {"ppo.algorithm.", "ppo.old_log_probs", "ppo.weight_mismatch", "preference.loss.",
+        "preference.unpaired.", "online_preference.loss.", "rejection_sampling.keep",
+        "rejection_sampling.min_score", "reward.kind", "reward.centring", "rollout.sampling.", "rewards[]."})
     if (path.starts_with(section)) return true;
   return false;
 }

@@ -57,6 +57,8 @@ TEST_CASE("the plan's tenants are those of the run, byte for byte where they are
       {"model.trainable=last_layers", "model.last_layers=1"},
       {"model.trainable=lora", "model.lora_rank=2"},
       {"schedule.mode=one_step_off", "threads=2"},
+      {"rollout.weights=int8", "model.trainable=last_layers", "model.last_layers=1"},
+      {"rollout.weights=bf16", "schedule.mode=one_step_off", "threads=2"},
       {"stages=[sft, ppo]", "ppo.reward_model_weight=0", "ppo.critic_init=policy",
        "ppo.algorithm.critic_update=none", "ppo.algorithm.advantage.form=sequence",
        "ppo.algorithm.advantage.group.baseline=mean", "ppo.algorithm.reward.placement=last_token",
@@ -142,19 +144,25 @@ TEST_CASE("the formula of a pass is what its buffers take") {
 
 TEST_CASE("an engine's workspace stays below its plan") {
   const TinyData data;
-  const RunOptions options = data.options("x");
-  const LanguageModel policy = load_policy(options);
-  const TaskData task = build_task(options, policy);
-  ThreadPool pool(1);
-  const Compute<float> compute(pool, kernels::detect_cpu_isa());
-  const auto engine = make_engine(policy, {options.rollout, task.train_prompts, compute});
-  std::vector<GenerationRequest> requests;
-  for (const Prompt& prompt : task.train_prompts)
-    requests.push_back(make_request(prompt, options.rollout, policy, task));
-  generate_all(*engine, policy.parameters().weights(), 0, std::move(requests));
-  const std::uint64_t planned = generator_workspace_bytes(policy.config(), options.rollout, sizeof(float));
-  CHECK(engine->workspace_bytes() <= planned);
-  CHECK(engine->workspace_bytes() > planned / 3);
+  for (const auto format : {WeightFormat::kFp32, WeightFormat::kInt8}) {
+    RunOptions options = data.options("x");
+    options.rollout.weights = format;
+    const LanguageModel policy = load_policy(options);
+    const TaskData task = build_task(options, policy);
+    ThreadPool pool(1);
+    const Compute<float> compute(pool, kernels::detect_cpu_isa());
+    const auto engine = make_engine(policy, {options.rollout, task.train_prompts, compute});
+    std::vector<GenerationRequest> requests;
+    for (const Prompt& prompt : task.train_prompts)
+      requests.push_back(make_request(prompt, options.rollout, policy, task));
+    const DecoderWeights<float>& weights = policy.parameters().weights();
+    std::optional<RolloutWeights> packed;
+    if (format != WeightFormat::kFp32) packed.emplace(format, weights, weights, compute);
+    generate_all(*engine, packed ? packed->weights() : weights, 0, std::move(requests));
+    const std::uint64_t planned = generator_workspace_bytes(policy.config(), options.rollout, sizeof(float));
+    CHECK(engine->workspace_bytes() <= planned);
+    CHECK(engine->workspace_bytes() > planned / 3);
+  }
 }
 
 TEST_CASE("what is counted without a model is what a model has") {

@@ -60,6 +60,7 @@ TEST_CASE("streamed gives the samples, metrics and weights of serial, bit for bi
            {"ppo.algorithm.policy.kl.coefficient=0.1", "model.trainable=last_layers", "model.last_layers=1"}),
       // A critic without whitening: advantages of a sample need no other.
       {"ppo.algorithm.advantage.whitening=none", "ppo.algorithm.samples_per_prompt=1"},
+      with(kByGroup, {"rollout.weights=int8"}),
       // Batch whitening: only scoring overlaps.
       {}};
   int number = 0;

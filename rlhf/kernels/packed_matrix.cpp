@@ -1,0 +1,102 @@
+#include "rlhf/kernels/packed_matrix.h"
+
+#include <vector>
+
+#include "rlhf/core/error.h"
+
+namespace rlhf {
+namespace {
+
+using kernels::kPackedColumns;
+
+constexpr std::int64_t kMostInt8Inputs = 66000;  // times 255 * 127 is below 2^31
+
+std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
+  return (a + b - 1) / b;
+}
+
+std::int64_t words_of(WeightFormat format, std::int64_t K) {
+  return ceil_div(K, format == WeightFormat::kBf16 ? kernels::kBf16Inputs : kernels::kInt8Inputs);
+}
+
+}  // namespace
+
+PackedMatrix::PackedMatrix(WeightFormat format, std::int64_t N, std::int64_t K)
+    : format_(format),
+      N_(N),
+      K_(K),
+      panels_(size(ceil_div(N, kPackedColumns) * kPackedColumns * words_of(format, K))),
+      scales_(format == WeightFormat::kInt8 ? size(N) : 0) {
+  RLHF_CHECK(format != WeightFormat::kFp32, "packed matrix: fp32 is not packed");
+  RLHF_CHECK(format != WeightFormat::kInt8 || K <= kMostInt8Inputs, "packed matrix: int8 with ", K,
+             " inputs, at most ", kMostInt8Inputs, " are supported");
+}
+
+std::int64_t PackedMatrix::words() const {
+  return words_of(format_, K_);
+}
+
+std::size_t PackedMatrix::bytes(WeightFormat format, std::int64_t N, std::int64_t K) {
+  if (format == WeightFormat::kFp32) return 0;
+  const std::int64_t panels = ceil_div(N, kPackedColumns) * kPackedColumns * words_of(format, K);
+  return size(panels) * sizeof(std::uint32_t) + (format == WeightFormat::kInt8 ? size(N) * sizeof(float) : 0);
+}
+
+void PackedMatrix::pack(const Compute<float>& compute, const float* w) {
+  const kernels::PackedKernels& table = compute.packed_table();
+  const std::int64_t panel_words = words() * kPackedColumns;
+  compute.pool().parallel_for(ceil_div(N_, kPackedColumns), 4, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<std::uint32_t> rows(size(panel_words));
+    for (std::int64_t p = begin; p < end; ++p) {
+      std::uint32_t* panel = panels_.data() + p * panel_words;
+      if (format_ == WeightFormat::kBf16)
+        table.pack_bf16(w, N_, K_, p, panel, rows.data());
+      else
+        table.pack_int8(w, N_, K_, p, panel, scales_.data(), rows.data());
+    }
+  });
+}
+
+void QuantisedRows::fill(const Compute<float>& compute, const float* x, std::int64_t ldx, std::int64_t rows,
+                         std::int64_t K) {
+  const std::int64_t words = words_of(WeightFormat::kInt8, K);
+  words_.reserve_discard(size(rows * words));
+  scales_.reserve_discard(size(rows));
+  sums_.reserve_discard(size(rows));
+  compute.for_rows(rows, 2 * K, [&](std::int64_t m) {
+    const kernels::QuantisedRow row =
+        compute.packed_table().quantise_row(x + m * ldx, K, words_.data() + m * words);
+    scales_[size(m)] = row.scale;
+    sums_[size(m)] = row.sum;
+  });
+}
+
+std::size_t QuantisedRows::bytes(std::int64_t rows, std::int64_t K) {
+  return size(rows) * (size(words_of(WeightFormat::kInt8, K)) * sizeof(std::uint32_t) + sizeof(float) +
+                       sizeof(std::int32_t));
+}
+
+void packed_linear(const Compute<float>& compute, const PackedMatrix& w, const PackedLinearArgs& args,
+                   std::int64_t M, QuantisedRows& scratch) {
+  if (M <= 0 || w.N() <= 0) return;
+  const kernels::PackedKernels& table = compute.packed_table();
+  const std::int64_t N = w.N(), K = w.K(), panels = ceil_div(N, kPackedColumns);
+  const bool is_int8 = w.format() == WeightFormat::kInt8;
+  if (is_int8) scratch.fill(compute, args.x, args.ldx, M, K);
+  const kernels::Bf16LinearArgs bf16{args.x,   args.ldx, w.panels(), args.bias,      args.y,
+                                     args.ldy, N,        K,          args.accumulate};
+  const kernels::Int8LinearArgs int8{
+      scratch.words(), scratch.scales(), scratch.sums(), w.panels(), w.scales(),
+      args.bias,       args.y,           args.ldy,       N,          K,
+      args.accumulate};
+  // Pieces so small that no thread waits long for another at the end, or one where waking costs more.
+  const std::int64_t piece = M * N * K < 60000 ? panels : panels > 256 ? 8 : panels > 64 ? 2 : 1;
+  compute.pool().parallel_for(panels, piece, [&](std::int64_t begin, std::int64_t end) {
+    if (is_int8)
+      table.linear_int8(int8, M, begin, end);
+    else
+      table.linear_bf16(bf16, M, begin, end);
+  });
+}
+
+}  // namespace rlhf
