@@ -13,6 +13,7 @@ namespace rlhf::kernels {
 RLHF_DECLARE_ISA(baseline)
 RLHF_DECLARE_ISA(avx2)
 RLHF_DECLARE_ISA(avx512)
+#undef RLHF_DECLARE_ISA
 
 bool cpu_supports(CpuIsa isa) {
   switch (isa) {

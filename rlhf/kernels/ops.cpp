@@ -2,16 +2,16 @@
 
 #include <memory>
 
+#include "rlhf/kernels/layout.h"
+
 namespace rlhf {
 namespace {
+
+using kernels::ceil_div;
 
 constexpr std::int64_t kRowsPerTask = 384;    // with a block of K: 590 KB of a row block stay in a 1 MiB L2
 constexpr std::int64_t kFewRowsPerTask = 48;  // fewer rows do not pay for packing a panel
 constexpr std::int64_t kChunk = 1 << 16;
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 
 // Rows a task takes: as few tasks as the cache wants, but some for each thread. Results do not depend on it.
 std::int64_t rows_per_task(std::int64_t rows, std::int64_t panels, std::int64_t tile_rows, int threads) {

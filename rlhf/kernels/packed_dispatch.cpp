@@ -11,6 +11,7 @@ RLHF_DECLARE_ISA(baseline)
 RLHF_DECLARE_ISA(avx2)
 RLHF_DECLARE_ISA(avx512)
 RLHF_DECLARE_ISA(avx512_vnni)
+#undef RLHF_DECLARE_ISA
 
 const PackedKernels& packed_kernels_for(CpuIsa isa) {
   RLHF_CHECK(cpu_supports(isa), "packed_kernels_for: this CPU does not support instruction set number ",

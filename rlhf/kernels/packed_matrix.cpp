@@ -3,17 +3,15 @@
 #include <vector>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/layout.h"
 
 namespace rlhf {
 namespace {
 
+using kernels::ceil_div;
 using kernels::kPackedColumns;
 
 constexpr std::int64_t kMostInt8Inputs = 66000;  // times 255 * 127 is below 2^31
-
-std::int64_t ceil_div(std::int64_t a, std::int64_t b) {
-  return (a + b - 1) / b;
-}
 
 std::int64_t words_of(WeightFormat format, std::int64_t K) {
   return ceil_div(K, format == WeightFormat::kBf16 ? kernels::kBf16Inputs : kernels::kInt8Inputs);
