@@ -3,9 +3,11 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "rlhf/train/environment_options.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/task_data.h"
 #include "rollout/engine/rollout_engine.h"
@@ -17,9 +19,10 @@ struct RolloutOptions {
   SamplingOptions sampling;
   std::int64_t max_new_tokens = 64;
   std::vector<std::string> stop_strings;
-  std::int64_t max_sequences = 32;         ///< samples that decode at once
-  std::int64_t max_tokens_per_step = 512;  ///< decode tokens and prefill chunk of one engine step
-  std::int64_t draft_rows = 0;             ///< see RolloutEngineOptions::max_draft_rows
+  std::int64_t max_sequences = 32;                ///< samples that decode at once
+  std::int64_t max_tokens_per_step = 512;         ///< decode tokens and prefill chunk of one engine step
+  std::int64_t draft_rows = 0;                    ///< see RolloutEngineOptions::max_draft_rows
+  std::optional<EnvironmentOptions> environment;  ///< answers the turns of responses to prompts of files
 
   template <class V>
   void visit_fields(V& v) {
@@ -34,6 +37,10 @@ struct RolloutOptions {
             "same, but a "
             "resumed run may finish them in another order and differ in the last bits; 0 = off",
             {0, 4096});
+    v.group(
+        "environment", environment,
+        "Tools or a user that answer a response's turns, on data.source: files; max_new_tokens then counts "
+        "the tokens of a whole episode");
   }
 };
 
@@ -63,7 +70,10 @@ std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const Eng
 /// Runs all requests to the end. Samples are ordered by (request, sample index).
 std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<float>& weights,
                                  WeightVersion version, std::vector<GenerationRequest> requests);
-/// Decoded response without special tokens.
+/// Decoded response without special tokens, results inside it included; of an episode of several turns, the
+/// last one.
 std::string response_text(const LanguageModel& model, const Sample& sample);
+/// All turns of an episode and what was said between them, special tokens included.
+std::string episode_text(const LanguageModel& model, const Sample& sample);
 
 }  // namespace rlhf
