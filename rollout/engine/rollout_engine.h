@@ -27,8 +27,8 @@ struct RolloutEngineOptions {
   std::int64_t max_tokens_per_step = 512;  ///< decode tokens plus chunks of prefill
   std::int64_t num_blocks = 0;             ///< K/V blocks of 16 tokens; sets the memory
   std::int64_t ageing_steps = 256;         ///< one level of priority counts as so many steps of waiting
-  /// Samples that may be running or finished and not taken; 0 = no bound. At the bound nothing is admitted
-  /// until try_take is called. Cancelled and expired samples come on top.
+  /// Samples that may be running, parked or finished and not taken; 0 = no bound. At the bound nothing is
+  /// admitted until try_take is called. Cancelled and expired samples come on top.
   std::int64_t max_finished = 0;
   /// Rows that decoding and guesses of coming tokens may take together, where all samples decode and none
   /// waits; 0 = no guesses. A guess is taken only if it is what is drawn anyway, so samples do not change.

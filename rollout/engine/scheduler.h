@@ -25,7 +25,7 @@ struct SchedulerOptions {
   std::int32_t num_blocks = 0;             ///< K/V blocks there are
   std::int32_t block_tokens = 16;
   std::int64_t ageing_steps = 256;  ///< one level of priority counts as having come so many steps earlier
-  std::int64_t max_finished = 0;    ///< samples running or finished and not taken; 0 = no bound
+  std::int64_t max_finished = 0;    ///< samples running, parked or finished and not taken; 0 = no bound
 };
 
 /// What the scheduler must know about a request.
