@@ -399,6 +399,7 @@ TEST_CASE("a running sample takes the blocks of a parked one, a later admission 
     model.run(plan);
     Sequence* parked = nullptr;
     for (const auto& chunk : plan.chunks) {
+      if (!chunk.samples()) continue;
       scheduler.append(*chunk.sequence, Tokens{50});
       if (chunk.sequence->request == park) scheduler.park(*(parked = chunk.sequence));
     }
