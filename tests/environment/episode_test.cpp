@@ -295,7 +295,7 @@ TEST_CASE("tokens are limited by the request and by the context, observations in
   };
   const auto runner = make_runner(Thread::kEngine, long_winded);
   auto request = episode_request(*runner, 3, 20);
-  for (TokenId token = 0; token < 256; ++token) request.stop.tokens.push_back(token);  // one token a turn
+  for (TokenId token = 0; token < 259; ++token) request.stop.tokens.push_back(token);  // one token a turn
   request.stop.max_new_tokens = 63;
   const Sample limited = run(*setup.engine({}), setup.model, {request}).at({3, 0});
   CHECK(limited.finish_reason == FinishReason::kLength);
