@@ -4,10 +4,10 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
-#include "reward/rules/calculator.h"
 #include "reward/rules/numbers.h"
 #include "reward/rules/text_rules.h"
 #include "rlhf/core/error.h"
+#include "rlhf/data/calculator.h"
 
 namespace rlhf::finance {
 namespace {

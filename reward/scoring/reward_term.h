@@ -11,7 +11,9 @@ namespace rlhf {
 struct ScoredSample {
   const Prompt& prompt;
   const Sample& sample;
-  std::string_view text;  ///< the decoded response without special tokens, tool results included
+  /// The decoded response without special tokens, tool results inside it included; where an environment has
+  /// opened further turns, the last of them.
+  std::string_view text;
 };
 
 /// One named part of a reward. Embedders derive from it to bring their own.

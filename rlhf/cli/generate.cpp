@@ -1,12 +1,15 @@
 #include <algorithm>
 #include <iostream>
+#include <memory>
 #include <span>
 
 #include "rlhf/cli/generation_fields.h"
 #include "rlhf/cli/jsonl_input.h"
 #include "rlhf/cli/model_arguments.h"
 #include "rlhf/cli/verbs.h"
+#include "rlhf/config/reader.h"
 #include "rlhf/core/error.h"
+#include "rlhf/train/build_environment.h"
 #include "rlhf/train/generation.h"
 #include "rollout/engine/check_request.h"
 
@@ -23,8 +26,43 @@ struct GenerateArguments {
   bool ignore_eos = false;
   std::vector<TokenId> stop_token_ids;
   std::vector<std::string> choices;
+  std::string environment;
   GenerationRequest request;  // what every line begins with
 };
+
+// What answers the turns of all lines.
+struct Answerer {
+  std::shared_ptr<const EpisodeRunner> episodes;
+  nlohmann::ordered_json tools = nlohmann::ordered_json::array();
+};
+
+Answerer make_answerer(const std::string& file, const LanguageModel& model) {
+  Answerer answerer;
+  if (file.empty()) return answerer;
+  const auto options = config::load<EnvironmentOptions>(file);
+  const auto factory = build_environment(options);
+  answerer.tools = factory->schemas();
+  answerer.episodes = build_episodes(options, factory, model);
+  return answerer;
+}
+
+// Messages announce the tools; other prompts are taken as they are.
+Prompt read_prompt(const Answerer& answerer, const LanguageModel& model, const nlohmann::json& line,
+                   const std::string& where) {
+  Prompt prompt;
+  try {
+    if (line.contains("user_turns")) prompt.user_turns = line["user_turns"].get<std::vector<std::string>>();
+    if (!answerer.tools.empty() && line.contains("messages") && !line.contains("input_ids")) {
+      prompt.text = render_chat_with_tools(model, chat_from_json(line["messages"]), true, answerer.tools);
+      prompt.tokens = model.tokenizer().encode(prompt.text);
+      return prompt;
+    }
+  } catch (const std::exception& error) {
+    fail<IoError>(where, ": ", error.what());
+  }
+  prompt.tokens = tokens_of_line(model, line, where, Turn::kOpen);
+  return prompt;
+}
 
 GenerationRequest base_request(const GenerateArguments& arguments, const LanguageModel& model) {
   GenerationRequest request = arguments.request;
@@ -52,14 +90,17 @@ void check(const GenerationRequest& request, const LanguageModel& model, const s
   }
 }
 
-std::vector<GenerationRequest> read_requests(const GenerateArguments& arguments, const LanguageModel& model) {
+std::vector<GenerationRequest> read_requests(const GenerateArguments& arguments, const LanguageModel& model,
+                                             const Answerer& answerer) {
   const GenerationRequest base = base_request(arguments, model);
   std::vector<GenerationRequest> requests;
   for_each_json_line(arguments.input, [&](std::int64_t number, const nlohmann::json& line) {
     const std::string where = concat(arguments.input, ":", number);
     GenerationRequest request = base;
-    request.prompt = tokens_of_line(model, line, where, Turn::kOpen);
-    request.prompt_id = requests.size();
+    Prompt prompt = read_prompt(answerer, model, line, where);
+    prompt.id = request.prompt_id = requests.size();
+    request.prompt = prompt.tokens;
+    if (answerer.episodes) request.turns = answerer.episodes->handler(prompt);
     apply_generation_fields(model, line, where, request);
     check(request, model, where);
     requests.push_back(std::move(request));
@@ -96,14 +137,31 @@ nlohmann::json pairs_of(const std::vector<std::vector<TokenLogProb>>& positions)
   return out;
 }
 
-nlohmann::json line_of(const LanguageModel& model, const OutputOptions& output,
+nlohmann::json turns_of(const Sample& sample) {
+  auto turns = nlohmann::json::array();
+  for (const SampleTurn& turn : sample.turns)
+    turns.push_back({{"end", turn.end},
+                     {"reward", turn.reward},
+                     {"tool_calls", turn.tool_calls},
+                     {"tool_errors", turn.tool_errors}});
+  return turns;
+}
+
+nlohmann::json line_of(const LanguageModel& model, const GenerationRequest& request,
                        std::span<const Sample> samples) {
+  const OutputOptions& output = request.output;
   nlohmann::json line;
   for (const Sample& sample : samples) {
     line["output_ids"].push_back(sample.tokens);
     line["text"].push_back(model.has_tokenizer() ? response_text(model, sample) : "");
     line["logprobs"].push_back(sample.logprobs);
     line["finish_reason"].push_back(to_string(sample.finish_reason));
+    if (request.turns) {
+      line["episode"].push_back(episode_text(model, sample));
+      line["mask"].push_back(sample.mask);
+      line["turns"].push_back(turns_of(sample));
+      line["environment_error"].push_back(sample.environment_error);
+    }
     if (output.raw_logprobs) line["raw_logprobs"].push_back(sample.raw_logprobs);
     if (output.entropies) line["entropies"].push_back(sample.entropies);
     if (output.top_logprobs > 0) line["top_logprobs"].push_back(pairs_of(sample.top_logprobs));
@@ -126,7 +184,8 @@ nlohmann::ordered_json line_of(const GenerationStatistics& statistics) {
 void generate(const GenerateArguments& arguments) {
   LoadedModel loaded(arguments.model, arguments.threads);
   const LanguageModel& model = loaded.model;
-  const std::vector<GenerationRequest> requests = read_requests(arguments, model);
+  const Answerer answerer = make_answerer(arguments.environment, model);
+  const std::vector<GenerationRequest> requests = read_requests(arguments, model, answerer);
   std::function<std::string(TokenId)> bytes;
   if (model.has_tokenizer()) bytes = [&](TokenId id) { return model.tokenizer().token_bytes(id); };
   RolloutEngine engine(model.config(), loaded.compute, engine_options(arguments, model, requests), bytes);
@@ -135,7 +194,7 @@ void generate(const GenerateArguments& arguments) {
   LineWriter writer(arguments.output);
   std::span<const Sample> rest = samples;
   for (const GenerationRequest& request : requests) {
-    writer.write(line_of(model, request.output, rest.first(request.num_samples)));
+    writer.write(line_of(model, request, rest.first(request.num_samples)));
     rest = rest.subspan(request.num_samples);
   }
   writer.close();
@@ -206,6 +265,10 @@ void add_generate(CLI::App& app) {
   verb->add_option("--cache-blocks", a->cache_blocks,
                    "K/V blocks of 16 tokens; 0 = enough for all that decode at once")
       ->check(CLI::Range(0, 1 << 30));
+  verb->add_option(
+      "--environment", a->environment,
+      "YAML file with tools or a user that answer the responses' turns (docs/design/environments.md); "
+      "lines may have user_turns");
   verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
   verb->callback([a] { generate(*a); });
 }

@@ -27,6 +27,18 @@ std::string optional_text(const json& record, const char* key) {
   return has(record, key) ? text_at(record, key) : std::string();
 }
 
+std::vector<std::string> texts_at(const json& record, const char* key) {
+  const json& texts = record[key];
+  RLHF_CHECK(texts.is_array(), "key \"", key, "\": got ", texts.type_name(), ", expected a list of texts");
+  std::vector<std::string> out;
+  for (const json& text : texts) {
+    RLHF_CHECK(text.is_string(), "key \"", key, "\": got ", text.type_name(), " at position ", out.size(),
+               ", expected text");
+    out.push_back(text.get<std::string>());
+  }
+  return out;
+}
+
 std::vector<TokenId> token_ids(const json& ids) {
   RLHF_CHECK(ids.is_array() && !ids.empty(), "key \"input_ids\": expected a list of token ids");
   std::vector<TokenId> out;
@@ -152,6 +164,7 @@ PromptRecord prompt_record(const json& record, PromptText prompt_text) {
   }
   out.task = optional_text(record, "task");
   if (has(record, "reference")) out.reference = record["reference"].dump();
+  if (has(record, "user_turns")) out.user_turns = texts_at(record, "user_turns");
   return out;
 }
 

@@ -57,12 +57,13 @@ struct LabelledResponse {
   std::int64_t line = 0;
 };
 
-/// `{"prompt" | "messages" | "input_ids", "task"?, "reference"?, "id"?}`.
+/// `{"prompt" | "messages" | "input_ids", "task"?, "reference"?, "id"?, "user_turns"?}`.
 struct PromptRecord {
   PromptId id = 0;  ///< key "id", else the record's number from 0
   PromptContent content;
   std::string task;
-  std::string reference;  ///< JSON text of "reference"; empty when absent
+  std::string reference;                ///< JSON text of "reference"; empty when absent
+  std::vector<std::string> user_turns;  ///< what a scripted user says later on; empty when absent
   std::int64_t line = 0;
 };
 

@@ -14,8 +14,16 @@ const char* to_string(FinishReason reason) {
       return "cancelled";
     case FinishReason::kDeadline:
       return "deadline";
+    case FinishReason::kTurns:
+      return "turns";
+    case FinishReason::kEnvironmentError:
+      return "environment_error";
   }
   return "unknown";
+}
+
+bool is_cut_short(FinishReason reason) {
+  return reason != FinishReason::kStop && reason != FinishReason::kStopString;
 }
 
 }  // namespace rlhf

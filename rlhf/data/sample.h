@@ -15,15 +15,34 @@ namespace rlhf {
 struct Prompt {
   PromptId id = 0;
   std::vector<TokenId> tokens;
-  std::string text;       ///< the rendered text behind `tokens`; for logs and rules
-  std::string task;       ///< task kind, e.g. "intent"; rewards and reports group by it
-  std::string reference;  ///< JSON text; empty when the task needs none
+  std::string text;                     ///< the rendered text behind `tokens`; for logs and rules
+  std::string task;                     ///< task kind, e.g. "intent"; rewards and reports group by it
+  std::string reference;                ///< JSON text; empty when the task needs none
+  std::vector<std::string> user_turns;  ///< what a scripted user says after the policy's turns
 };
 
 /// Why a response ended.
-enum class FinishReason { kStop, kLength, kStopString, kCancelled, kDeadline };
-/// Returns "stop", "length", "stop_string", "cancelled" or "deadline".
+enum class FinishReason {
+  kStop,
+  kLength,
+  kStopString,
+  kCancelled,
+  kDeadline,          ///< of the request, or the episode's or its environment's time was up
+  kTurns,             ///< the environment would have gone on, the limit on turns did not let it
+  kEnvironmentError,  ///< the environment threw
+};
+/// Returns "stop", "length", "stop_string", "cancelled", "deadline", "turns" or "environment_error".
 const char* to_string(FinishReason reason);
+/// Whether a limit or an error ended a response, not the policy or its environment.
+bool is_cut_short(FinishReason reason);
+
+/// One turn of a policy that an environment has answered, in a response of several turns.
+struct SampleTurn {
+  std::int64_t end = 0;                          ///< tokens of the response up to and including the turn
+  double reward = 0;                             ///< what the environment gave for it
+  std::int32_t tool_calls = 0, tool_errors = 0;  ///< calls, and how many of them ended in an error text
+  double seconds = 0;                            ///< that the environment took
+};
 
 /// A token that might have been drawn, with its log-prob.
 struct TokenLogProb {
@@ -39,10 +58,14 @@ struct Sample {
   std::vector<TokenId> tokens;                 ///< response, including the EOS token when it was sampled
   std::vector<float> logprobs;                 ///< behaviour log-probs under exactly the sampled distribution
   std::vector<WeightVersion> weight_versions;  ///< weights that produced each token
-  std::vector<std::uint8_t> mask;              ///< 1 = chosen by the policy, 0 = forced (tool result)
+  std::vector<std::uint8_t> mask;              ///< 1 = chosen by the policy, 0 = forced (an observation)
   FinishReason finish_reason = FinishReason::kLength;
+  std::vector<SampleTurn> turns;  ///< that an environment has answered; empty without one
+  std::string environment_error;  ///< what was thrown, with FinishReason::kEnvironmentError
+  std::size_t answer_begin = 0;   ///< first token of the last turn; 0 = the whole response is one answer
   /// [prompt and response but the last token, width] behind the first RolloutEngineOptions::trunk_layers
-  /// layers. Empty when the engine keeps none, or did not compute every token (a tool's answer at the end).
+  /// layers. Empty when the engine keeps none, or the blocks were gone when an environment ended the
+  /// response.
   std::vector<float> trunk;
   // Only when the request asked for them (OutputOptions); forced tokens have 0 and no entry.
   std::vector<float>

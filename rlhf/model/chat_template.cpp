@@ -180,4 +180,30 @@ EncodedChat encode_chat(const Tokenizer& tokenizer, const ChatTemplate& chat_tem
   return chat;
 }
 
+std::vector<TokenId> encode_continuation(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                         const Json& messages, std::string_view written) {
+  const std::string marker = "rlhf-assistant-turn";
+  Json broken = messages;
+  break_special_tokens(broken, special_texts(tokenizer));
+  Json chat =
+      Json::array({{{"role", "user"}, {"content", "x"}}, {{"role", "assistant"}, {"content", marker}}});
+  for (Json& message : broken) chat.push_back(std::move(message));
+  RenderOptions options;
+  options.add_generation_prompt = true;
+  options.bos_token = tokenizer.spec().bos_token;
+  options.eos_token = tokenizer.spec().eos_token;
+  std::string text = chat_template.render(chat, options);
+  std::vector<std::size_t> literal = remove_breaks(text);
+  const std::size_t found = text.find(marker);
+  if (found == std::string::npos)
+    throw ChatTemplateError("chat template", "leaves out what the assistant says before another turn", 0);
+  std::size_t begin = found + marker.size();
+  if (std::string_view(text).substr(begin).starts_with(written)) begin += written.size();
+  std::erase_if(literal, [&](std::size_t offset) { return offset < begin; });
+  for (std::size_t& offset : literal) offset -= begin;
+  EncodeOptions encode_options;
+  encode_options.literal_offsets = literal;
+  return tokenizer.encode(std::string_view(text).substr(begin), encode_options);
+}
+
 }  // namespace rlhf

@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -98,5 +99,14 @@ enum class ContentTokens { kParsed, kLiteral };
 EncodedChat encode_chat(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
                         const nlohmann::ordered_json& messages, RenderOptions options = {},
                         ContentTokens content_tokens = ContentTokens::kParsed);
+
+/// Encodes what the template writes between an assistant's turn and the next one when `messages` (user or
+/// tool turns) come between them: the end of the turn, the messages, the header of the next turn. Contents
+/// are plain text, so nothing in them becomes a special token. Turns before that are not rendered again: what
+/// the model wrote stays as it is.
+/// @param written what the model itself has written of it (the text of its end token); it is left out
+/// @throws ChatTemplateError when the template raises or leaves the assistant's content out
+std::vector<TokenId> encode_continuation(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                         const nlohmann::ordered_json& messages, std::string_view written);
 
 }  // namespace rlhf

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "reward/rules/calculator.h"
 #include "reward/rules/finance_rules.h"
 #include "reward/rules/text_rules.h"
 #include "rlhf/core/error.h"
 #include "rlhf/data/finance_desk/desk.h"
 #include "rlhf/data/random_walks.h"
+#include "rlhf/train/build_environment.h"
+#include "rollout/environment/calculator.h"
 
 namespace rlhf {
 namespace {
@@ -19,6 +20,17 @@ class RandomWalkReward : public RewardTerm {
   std::string_view name() const override { return "random_walk"; }
   double score(const ScoredSample& scored) const override {
     return random_walks::reward(scored.prompt.text.at(0), scored.text);
+  }
+};
+
+/// What an environment gave for the turns of an episode, together.
+class EnvironmentReward : public RewardTerm {
+ public:
+  std::string_view name() const override { return "environment"; }
+  double score(const ScoredSample& scored) const override {
+    double sum = 0;
+    for (const SampleTurn& turn : scored.sample.turns) sum += turn.reward;
+    return sum;
   }
 };
 
@@ -47,6 +59,8 @@ std::unique_ptr<RewardTerm> make_rule(const RewardSection& section) {
       return std::make_unique<LengthRule>(LengthRule::Range{static_cast<std::size_t>(section.min_tokens),
                                                             static_cast<std::size_t>(section.max_tokens),
                                                             static_cast<std::size_t>(section.slope_tokens)});
+    case Type::kEnvironment:
+      return std::make_unique<EnvironmentReward>();
   }
   fail<InternalError>("unknown reward type");
 }
@@ -84,19 +98,22 @@ void build_finance_desk(const RunOptions& options, const LanguageModel& model, T
   const auto count = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   for (const std::string& name : section.kinds) {
     const finance::Kind kind = finance::kind_from_string(name);
-    if (kind == finance::Kind::kCalculation) data.tools[name] = make_calculator(model);
-    const ToolCall& tool = data.tool(name);
+    if (kind == finance::Kind::kCalculation)
+      data.environments[name] = std::make_shared<EpisodeRunner>(
+          std::make_shared<CalculatorTagFactory>(), observation_encoder(model), EpisodeRunnerOptions{});
+    const EpisodeRunner* environment = data.environment(name);
     const auto demonstrations = finance::make_cases(kind, Split::kTrain, count(section.sft_cases),
                                                     seed * 4 + 1, section.sft_templates);
     for (const finance::Case& item : demonstrations)
-      data.demonstrations.push_back(make_example(model, model.encode_chat(item.prompt()), item.answer, tool));
+      data.demonstrations.push_back(
+          make_example(model, model.encode_chat(item.prompt()), item.answer, environment));
     const auto pairs = [&](Split split, std::size_t cases, std::uint64_t pair_seed,
                            std::vector<TrainingPair>& out) {
       for (const finance::Case& item : finance::make_cases(kind, split, cases, pair_seed)) {
         const auto prompt = model.encode_chat(item.prompt());
-        const TrainingExample gold = make_example(model, prompt, item.answer, tool);
+        const TrainingExample gold = make_example(model, prompt, item.answer, environment);
         for (const finance::Corruption& wrong : finance::corruptions(item, pair_seed + item.id))
-          out.push_back({gold, make_example(model, prompt, wrong.text, tool), 0, name});
+          out.push_back({gold, make_example(model, prompt, wrong.text, environment), 0, name});
       }
     };
     if (options.needs_pairs()) {
@@ -142,9 +159,12 @@ void build_random_walks(const RunOptions& options, const LanguageModel& model, T
 }
 
 std::vector<TokenId> encode_prompt(const LanguageModel& model, const PromptContent& content,
-                                   std::string& text) {
+                                   const nlohmann::ordered_json& tools, std::string& text) {
   if (!content.input_ids.empty()) return content.input_ids;
-  if (!content.messages.empty()) return model.encode_chat(content.messages, &text);
+  if (!content.messages.empty()) {
+    text = render_chat_with_tools(model, content.messages, true, tools);
+    return model.tokenizer().encode(text);
+  }
   text = content.text;
   return model.tokenizer().encode(text);
 }
@@ -153,15 +173,15 @@ std::vector<TokenId> encode_prompt(const LanguageModel& model, const PromptConte
 // template whose rendering of a prefix is a prefix of the rendering works; others are refused rather than
 // trained wrongly.
 TrainingExample make_chat_example(const LanguageModel& model, const SftRecord& record,
-                                  const std::string& file) {
+                                  const nlohmann::ordered_json& tools, const std::string& file) {
   TrainingExample example;
   std::string done;
   for (std::size_t i = 0; i < record.messages.size(); ++i) {
     if (record.messages[i].role != "assistant") continue;
-    const std::string before = model.render_chat(
-        {record.messages.begin(), record.messages.begin() + static_cast<std::ptrdiff_t>(i)}, true);
-    const std::string after = model.render_chat(
-        {record.messages.begin(), record.messages.begin() + static_cast<std::ptrdiff_t>(i) + 1}, false);
+    const auto turn = record.messages.begin() + static_cast<std::ptrdiff_t>(i);
+    const std::string before = render_chat_with_tools(model, {record.messages.begin(), turn}, true, tools);
+    const std::string after =
+        render_chat_with_tools(model, {record.messages.begin(), turn + 1}, false, tools);
     if (!before.starts_with(done) || !after.starts_with(before))
       fail<InvalidArgument>(
           file, ":", record.line, ": the chat template does not render turn ", i + 1,
@@ -175,9 +195,27 @@ TrainingExample make_chat_example(const LanguageModel& model, const SftRecord& r
   return example;
 }
 
-void build_files(const RunOptions& options, const LanguageModel& model, TaskData& data) {
+// @return the schemas of the tools that prompts announce
+nlohmann::ordered_json build_environments(const RunOptions& options, const LanguageModel& model,
+                                          const OwnEnvironment& own, TaskData& data) {
+  auto tools = nlohmann::ordered_json::array();
+  if (!options.rollout.environment && own.empty()) return tools;
+  const EnvironmentOptions environment = options.rollout.environment.value_or(EnvironmentOptions{});
+  std::shared_ptr<const EnvironmentFactory> factory = own.environment;
+  if (!factory) {
+    const auto with_tools = build_environment(environment, own.tools);
+    tools = with_tools->schemas();
+    factory = with_tools;
+  }
+  data.environments[""] = build_episodes(environment, factory, model);
+  return tools;
+}
+
+void build_files(const RunOptions& options, const LanguageModel& model, const OwnEnvironment& own,
+                 TaskData& data) {
   const DataSection& section = options.data;
   const std::int64_t context = model.config().max_positions;
+  const nlohmann::ordered_json tools = build_environments(options, model, own, data);
   const auto check_length = [&](std::size_t tokens, const std::string& file, std::int64_t line) {
     if (static_cast<std::int64_t>(tokens) > context)
       fail<InvalidArgument>(file, ":", line, ": has ", tokens, " tokens, the model's context is ", context);
@@ -186,13 +224,14 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
     for (const SftRecord& record : read_sft_records(section.sft_file, section.prompt_text)) {
       data.demonstrations.push_back(
           record.messages.empty()
-              ? make_example(model, model.tokenizer().encode(record.prompt), record.response, {})
-              : make_chat_example(model, record, section.sft_file));
+              ? make_example(model, model.tokenizer().encode(record.prompt), record.response, nullptr)
+              : make_chat_example(model, record, tools, section.sft_file));
       check_length(data.demonstrations.back().tokens.size(), section.sft_file, record.line);
     }
   const auto side = [&](const RankedResponse& ranked, const std::string& file, std::int64_t line) {
     std::string text;
-    auto example = make_example(model, encode_prompt(model, ranked.prompt, text), ranked.response, {});
+    auto example =
+        make_example(model, encode_prompt(model, ranked.prompt, tools, text), ranked.response, nullptr);
     check_length(example.tokens.size(), file, line);
     return example;
   };
@@ -211,7 +250,8 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
     for (const PromptRecord& record : read_prompt_records(file, section.prompt_text)) {
       Prompt prompt;
       prompt.id = record.id;
-      prompt.tokens = encode_prompt(model, record.content, prompt.text);
+      prompt.tokens = encode_prompt(model, record.content, tools, prompt.text);
+      prompt.user_turns = record.user_turns;
       prompt.task = record.task.empty() ? "default" : record.task;
       prompt.reference = record.reference;
       check_length(prompt.tokens.size() + 1, file, record.line);
@@ -228,33 +268,25 @@ void build_files(const RunOptions& options, const LanguageModel& model, TaskData
 
 }  // namespace
 
-const ToolCall& TaskData::tool(const std::string& task) const {
-  static const ToolCall none;
-  const auto found = tools.find(task);
-  return found == tools.end() ? none : found->second;
-}
-
-ToolCall make_calculator(const LanguageModel& model) {
-  ToolCall tool;
-  tool.trigger = kCalcClose;
-  tool.max_calls = 1;
-  tool.respond = [tokenizer = model.tokenizer()](std::string_view text) {
-    const auto expression = find_calculation(text);
-    return tokenizer.encode(
-        tool_result(expression ? calculate(*expression) : Calculation{std::nullopt, "no expression"}));
-  };
-  return tool;
+const EpisodeRunner* TaskData::environment(const std::string& task) const {
+  auto found = environments.find(task);
+  if (found == environments.end()) found = environments.find("");
+  return found == environments.end() ? nullptr : found->second.get();
 }
 
 TrainingExample make_example(const LanguageModel& model, const std::vector<TokenId>& prompt,
-                             std::string_view response, const ToolCall& tool) {
+                             std::string_view response, const EpisodeRunner* environment) {
   TrainingExample example;
   example.tokens = prompt;
   example.loss_mask.assign(prompt.size(), 0);
   append(example.tokens, model.tokenizer().encode(response));
   example.loss_mask.resize(example.tokens.size(), 1);
-  if (!tool.trigger.empty() && response.find(tool.trigger) != std::string_view::npos) {
-    append(example.tokens, tool.respond(response));
+  const auto occurs = [&](const std::string& text) { return response.find(text) != std::string_view::npos; };
+  if (environment && std::ranges::any_of(environment->factory().turn_strings(), occurs)) {
+    const Prompt nothing;
+    const Observation said =
+        environment->factory().begin({nothing})->observe({.text = response, .tokens = {}, .limit = {}});
+    append(example.tokens, observation_encoder(model)(said, TokenId{-1}));
     example.loss_mask.resize(example.tokens.size(), 0);
   }
   example.tokens.push_back(model.end_token());
@@ -269,7 +301,9 @@ LanguageModel load_policy(const RunOptions& options) {
   return LanguageModel::load(section.path, section.trainable);
 }
 
-TaskData build_task(const RunOptions& options, const LanguageModel& model) {
+TaskData build_task(const RunOptions& options, const LanguageModel& model, const OwnEnvironment& own) {
+  RLHF_CHECK(own.empty() || options.data.source == DataSource::kFiles,
+             "an environment needs data.source: files");
   TaskData data;
   switch (options.data.source) {
     case DataSource::kFinanceDesk:
@@ -279,7 +313,7 @@ TaskData build_task(const RunOptions& options, const LanguageModel& model) {
       build_random_walks(options, model, data);
       break;
     case DataSource::kFiles:
-      build_files(options, model, data);
+      build_files(options, model, own, data);
       break;
   }
   add_rules(options, data);

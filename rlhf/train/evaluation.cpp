@@ -160,10 +160,10 @@ void add_kl(Evaluation& evaluation, const Parameters<float>& policy, const Param
 
 double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model) {
   double sum = 0, count = 0;
-  const ToolCall& tool = data.tool(baseline.task);
+  const EpisodeRunner* environment = data.environment(baseline.task);
   for (const Prompt& prompt : data.eval_prompts) {
     if (prompt.task != baseline.task) continue;
-    const TrainingExample example = make_example(model, prompt.tokens, baseline.answer, tool);
+    const TrainingExample example = make_example(model, prompt.tokens, baseline.answer, environment);
     Sample sample;
     sample.tokens.assign(example.tokens.begin() + static_cast<std::ptrdiff_t>(prompt.tokens.size()),
                          example.tokens.end());

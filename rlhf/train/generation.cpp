@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <span>
 
 #include "rlhf/core/error.h"
 
@@ -16,7 +17,8 @@ GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollo
   request.stop.tokens = model.end_tokens();
   request.stop.strings = rollout.stop_strings;
   request.stop.max_new_tokens = rollout.max_new_tokens;
-  request.tool = data.tool(prompt.task);
+  if (const EpisodeRunner* episodes = data.environment(prompt.task))
+    request.turns = episodes->handler(prompt);
   return request;
 }
 
@@ -69,7 +71,12 @@ std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<flo
 }
 
 std::string response_text(const LanguageModel& model, const Sample& sample) {
-  return model.tokenizer().decode(sample.tokens, {.skip_special = true});
+  return model.tokenizer().decode(std::span(sample.tokens).subspan(sample.answer_begin),
+                                  {.skip_special = true});
+}
+
+std::string episode_text(const LanguageModel& model, const Sample& sample) {
+  return model.tokenizer().decode(sample.tokens);
 }
 
 }  // namespace rlhf

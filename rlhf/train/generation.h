@@ -3,10 +3,12 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "rlhf/model/rollout_weights.h"
+#include "rlhf/train/environment_options.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/task_data.h"
 #include "rollout/engine/rollout_engine.h"
@@ -22,6 +24,7 @@ struct RolloutOptions {
   std::int64_t max_tokens_per_step = 512;      ///< decode tokens and prefill chunk of one engine step
   std::int64_t draft_rows = 0;                 ///< see RolloutEngineOptions::max_draft_rows
   WeightFormat weights = WeightFormat::kFp32;  ///< what training samples are drawn with; evaluation is fp32
+  std::optional<EnvironmentOptions> environment;  ///< answers the turns of responses to prompts of files
 
   template <class V>
   void visit_fields(V& v) {
@@ -42,6 +45,10 @@ struct RolloutOptions {
         "How training samples' weights are stored for decoding. With bf16 or int8 the trainer computes old "
         "log-probs itself and ppo.weight_mismatch says what is done about the difference. Evaluation "
         "decodes fp32");
+    v.group(
+        "environment", environment,
+        "Tools or a user that answer a response's turns, on data.source: files; max_new_tokens then counts "
+        "the tokens of a whole episode");
   }
 };
 
@@ -71,7 +78,10 @@ std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const Eng
 /// Runs all requests to the end. Samples are ordered by (request, sample index).
 std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<float>& weights,
                                  WeightVersion version, std::vector<GenerationRequest> requests);
-/// Decoded response without special tokens.
+/// Decoded response without special tokens, results inside it included; of an episode of several turns, the
+/// last one.
 std::string response_text(const LanguageModel& model, const Sample& sample);
+/// All turns of an episode and what was said between them, special tokens included.
+std::string episode_text(const LanguageModel& model, const Sample& sample);
 
 }  // namespace rlhf

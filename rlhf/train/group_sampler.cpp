@@ -5,6 +5,7 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/train/batching.h"
+#include "rlhf/train/episode_metrics.h"
 #include "rlhf/train/reward_model.h"
 
 namespace rlhf {
@@ -99,20 +100,24 @@ void GroupSampler::log(const std::vector<ResponseGroup>& groups, std::int64_t it
 
 Metrics GroupSampler::metrics(const std::vector<ResponseGroup>& groups) const {
   double count = 0, score = 0, best = 0, tokens = 0, ended = 0;
+  std::vector<const Sample*> samples;
   for (const ResponseGroup& group : groups) {
     best += best_of(group).score / static_cast<double>(groups.size());
     for (const GroupResponse& response : group) {
+      samples.push_back(&response.sample);
       ++count;
       score += response.score;
       tokens += static_cast<double>(response.sample.tokens.size());
       ended += response.sample.finish_reason == FinishReason::kStop;
     }
   }
-  return {{"reward/total", score / count},
-          {"reward/best", best},
-          {"rollout/mean_length", tokens / count},
-          {"rollout/eos_rate", ended / count},
-          {"time/generate_s", seconds_}};
+  Metrics out = {{"reward/total", score / count},
+                 {"reward/best", best},
+                 {"rollout/mean_length", tokens / count},
+                 {"rollout/eos_rate", ended / count},
+                 {"time/generate_s", seconds_}};
+  append_episode_metrics(samples, out);
+  return out;
 }
 
 const GroupResponse& best_of(const ResponseGroup& group) {

@@ -97,9 +97,16 @@ const Tokenizer& LanguageModel::tokenizer() const {
   return *tokenizer_;
 }
 
-std::string LanguageModel::render_chat(const Chat& chat, bool open_assistant_turn) const {
+const ChatTemplate& LanguageModel::chat_template() const {
+  RLHF_CHECK(template_, "this model has no tokenizer and no chat template");
+  return *template_;
+}
+
+std::string LanguageModel::render_chat(const Chat& chat, bool open_assistant_turn,
+                                       const nlohmann::ordered_json& tools) const {
   RLHF_CHECK(template_, "this model has no tokenizer and no chat template");
   RenderOptions options;
+  options.tools = tools;
   options.add_generation_prompt = open_assistant_turn;
   if (tokenizer_->bos()) options.bos_token = tokenizer_->token_text(*tokenizer_->bos());
   if (tokenizer_->eos()) options.eos_token = tokenizer_->token_text(*tokenizer_->eos());

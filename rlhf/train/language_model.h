@@ -59,7 +59,11 @@ class LanguageModel {
 
   /// Ids of a chat through the model's template, the assistant's turn opened.
   std::vector<TokenId> encode_chat(const Chat& chat, std::string* rendered = nullptr) const;
-  std::string render_chat(const Chat& chat, bool open_assistant_turn) const;
+  /// @param tools list of JSON schemas for the template's `tools`; null = none
+  std::string render_chat(const Chat& chat, bool open_assistant_turn,
+                          const nlohmann::ordered_json& tools = nullptr) const;
+  /// @throws InvalidArgument when the model came without one.
+  const ChatTemplate& chat_template() const;
   /// Token that ends an assistant turn: the config's first EOS.
   TokenId end_token() const;
   const std::vector<TokenId>& end_tokens() const { return config().eos; }

@@ -7,7 +7,6 @@
 #include "rlhf/core/error.h"
 #include "rlhf/model/safetensors.h"
 #include "rlhf/model/weight_file.h"
-#include "rlhf/train/build_task.h"
 #include "rlhf/train/memory_plan.h"
 #include "rlhf/train/online_preference.h"
 #include "rlhf/train/plan_advice.h"
@@ -30,7 +29,7 @@ Pipeline::Pipeline(RunOptions options, PipelineSettings settings, RunObserver& o
       observer_(observer),
       pool_(static_cast<int>(options_.threads)),
       policy_(load_policy(options_)),
-      data_(build_task(options_, policy_)) {
+      data_(build_task(options_, policy_, settings_.environment)) {
   for (const std::string& warning : data_.warnings) observer_.message(LogLevel::kWarning, warning);
   plan_memory();
 }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rlhf/report/run_report.h"
+#include "rlhf/train/build_task.h"
 #include "rlhf/train/evaluation.h"
 #include "rlhf/train/run_options.h"
 #include "rlhf/train/stage.h"
@@ -23,6 +24,7 @@ struct PipelineSettings {
   const std::atomic<bool>* stop = nullptr;  ///< ends the run after the current step
   std::string fingerprint;                  ///< of the resolved configuration
   std::int64_t replay_step = 0;             ///< for replay()
+  OwnEnvironment environment = {};          ///< answers the responses of a run on files
 };
 
 /// A whole run: loads the model, makes or reads the data and works through the stages. Embedders may add

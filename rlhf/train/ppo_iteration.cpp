@@ -9,6 +9,7 @@
 #include "rlhf/ppo/value_loss.h"
 #include "rlhf/schedule/batching_rules.h"
 #include "rlhf/train/batching.h"
+#include "rlhf/train/episode_metrics.h"
 
 namespace rlhf {
 namespace {
@@ -500,7 +501,9 @@ Metrics PpoIteration::metrics() const {
   const double n = static_cast<double>(responses_.size());
   double total = 0, rules = 0, model = 0, length = 0, squares = 0, prompt = 0, ended = 0;
   std::vector<Score> scores;
+  std::vector<const Sample*> samples;
   for (const PpoResponse& response : responses_) {
+    samples.push_back(&response.sample);
     total += response.scored.score / n;
     rules += response.rule_score.total / n;
     model += response.model_score / n;
@@ -529,6 +532,7 @@ Metrics PpoIteration::metrics() const {
   out.emplace_back("rollout/length_stddev", std::sqrt(std::max(0.0, squares - length * length)));
   out.emplace_back("rollout/prompt_tokens", prompt);
   out.emplace_back("rollout/eos_rate", ended);
+  append_episode_metrics(samples, out);
   if (gap_count_ > 0) {
     out.emplace_back("rollout/logprob_gap_mean", gap_sum_ / gap_count_);
     out.emplace_back("rollout/logprob_gap_max", gap_max_);

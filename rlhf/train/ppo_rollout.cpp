@@ -108,7 +108,7 @@ PpoResponse PpoRollout::make_response(Sample sample, std::size_t slot) const {
   response.scored.log_probs = response.scored.rollout_log_probs;
   response.scored.mask = answer.mask;
   response.scored.ended = answer.finish_reason == FinishReason::kStop;
-  response.scored.truncated = answer.finish_reason == FinishReason::kLength;
+  response.scored.truncated = is_cut_short(answer.finish_reason);
   return response;
 }
 

@@ -88,6 +88,8 @@ void RunOptions::validate(config::Problems& problems) const {
   validate_sampling(problems, Stage::kRejectionSampling, rejection_sampling.sampler.reward_model_weight);
   validate_sampling(problems, Stage::kOnlinePreference, online_preference.sampler.reward_model_weight);
   validate_sampling(problems, Stage::kPpo, ppo.reward_model_weight);
+  if (rollout.environment && data.source != DataSource::kFiles)
+    problems.add("rollout.environment", "needs data.source: files");
   if (has_stage(Stage::kPpo) && ppo.critic_init == CriticInit::kReward && !has_stage(Stage::kReward))
     problems.add("ppo.critic_init", "'reward' needs the stage 'reward'");
   if (has_stage(Stage::kPpo) && rollout.weights != WeightFormat::kFp32 &&

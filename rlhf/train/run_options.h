@@ -116,7 +116,17 @@ struct DataSection {
 
 /// One rule reward. Which numbers apply depends on the type.
 struct RewardSection {
-  enum class Type { kFinance, kRandomWalk, kExactMatch, kF1, kNumber, kRegex, kFormat, kLength };
+  enum class Type {
+    kFinance,
+    kRandomWalk,
+    kExactMatch,
+    kF1,
+    kNumber,
+    kRegex,
+    kFormat,
+    kLength,
+    kEnvironment
+  };
   Type type = Type::kExactMatch;
   double weight = 1;
   double relative_tolerance = 0.005;
@@ -133,8 +143,9 @@ struct RewardSection {
               {"number", Type::kNumber},
               {"regex", Type::kRegex},
               {"format", Type::kFormat},
-              {"length", Type::kLength}},
-             "Rule");
+              {"length", Type::kLength},
+              {"environment", Type::kEnvironment}},
+             "Rule; environment: the sum of what an environment gave for the turns");
     v.field("weight", weight, "Factor of the score in the total", {-1e6, 1e6});
     v.field("relative_tolerance", relative_tolerance, "number: accepted relative error", {0, 1});
     v.field("pattern", pattern, "regex: Perl-compatible pattern");

@@ -25,6 +25,7 @@ SampledResponse make_sampled_response(const LanguageModel& model, const Prompt& 
   response.prompt = &prompt;
   sample.prompt_id = prompt.id;
   if (model.has_tokenizer()) response.text = response_text(model, sample);
+  if (sample.answer_begin > 0) response.episode = episode_text(model, sample);
   response.tokens = prompt.tokens;
   response.tokens.insert(response.tokens.end(), sample.tokens.begin(), sample.tokens.end());
   response.sample = std::move(sample);
@@ -40,6 +41,9 @@ std::string to_json_line(const SampledResponse& response, std::int64_t iteration
                          {"response", response.text},
                          {"finish_reason", to_string(response.sample.finish_reason)},
                          {"score", score}};
+  if (!response.episode.empty()) line["episode"] = response.episode;
+  if (!response.sample.environment_error.empty())
+    line["environment_error"] = response.sample.environment_error;
   for (std::size_t t = 0; t < response.rule_score.terms.size(); ++t)
     line["terms"][judges.data.rules.names()[t]] = response.rule_score.terms[t];
   if (judges.reward_model_weight != 0) line["reward_model"] = response.model_score;

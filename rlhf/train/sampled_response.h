@@ -12,7 +12,8 @@ namespace rlhf {
 struct SampledResponse {
   const Prompt* prompt = nullptr;
   Sample sample;
-  std::string text;             ///< empty when the model has no tokenizer
+  std::string text;             ///< response_text; empty when the model has no tokenizer
+  std::string episode;          ///< episode_text, where an environment has opened further turns
   std::vector<TokenId> tokens;  ///< prompt and response
   bool judged = false;          ///< rule_score is there
   Score rule_score;

@@ -10,7 +10,7 @@
 #include "reward/scoring/composition.h"
 #include "rlhf/data/sample.h"
 #include "rlhf/train/language_model.h"
-#include "rollout/engine/generation.h"
+#include "rollout/environment/episode_runner.h"
 
 namespace rlhf {
 
@@ -46,15 +46,16 @@ struct TaskData {
   std::vector<LabelledExample> labelled;  ///< for unpaired preference losses; empty: the sides of the pairs
   std::vector<Prompt> train_prompts, eval_prompts;
   std::vector<TaskBaseline> baselines;
-  RewardComposition rules;                ///< rule rewards; may be empty
-  std::map<std::string, ToolCall> tools;  ///< by task; tasks without an entry have none
+  RewardComposition rules;  ///< rule rewards; may be empty
+  /// By task; what is under "" serves tasks without an entry of their own.
+  std::map<std::string, std::shared_ptr<const EpisodeRunner>> environments;
   /// Whether a response has the form its task asks for; empty when tasks have none.
   std::function<bool(const Prompt&, std::string_view)> is_well_formed;
 
   std::vector<std::string> warnings;
 
-  /// The tool of a task, or an empty one.
-  const ToolCall& tool(const std::string& task) const;
+  /// What answers the turns of a task's responses; null where a response is one turn.
+  const EpisodeRunner* environment(const std::string& task) const;
 };
 
 }  // namespace rlhf

@@ -31,8 +31,8 @@ class RequestChecker {
     RLHF_CHECK(stop.max_new_tokens > 0, where_, "max_new_tokens must be positive");
     for (TokenId token : stop.tokens) check_token("stop token", token);
     if (stop.forced_last >= 0) check_token("stop token", stop.forced_last);
-    RLHF_CHECK((stop.strings.empty() && request_.tool.trigger.empty()) || has_text, where_,
-               "stop strings and tools need a tokenizer");
+    RLHF_CHECK((stop.strings.empty() && !request_.turns) || has_text, where_,
+               "stop strings and environments need a tokenizer");
   }
 
   void check_sampling() const {
@@ -78,8 +78,8 @@ class RequestChecker {
     const std::int64_t room =
         std::min(request_.stop.max_new_tokens,
                  config_.max_positions - static_cast<std::int64_t>(request_.prompt.size()));
-    RLHF_CHECK(request_.constraint.allowed_tokens.empty() && request_.tool.trigger.empty(), where_,
-               "choices cannot be combined with allowed_tokens or a tool");
+    RLHF_CHECK(request_.constraint.allowed_tokens.empty() && !request_.turns, where_,
+               "choices cannot be combined with allowed_tokens or an environment");
     for (std::size_t i = 0; i < choices.size(); ++i) {
       for (TokenId token : choices[i]) check_token("choice token", token);
       RLHF_CHECK(static_cast<std::int64_t>(choices[i].size()) <= room, where_, "choice ", i + 1, " has ",

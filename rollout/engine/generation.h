@@ -1,25 +1,17 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
+#include <memory>
 #include <string>
-#include <string_view>
 #include <unordered_map>
 #include <vector>
 
 #include "rlhf/core/ids.h"
 #include "rlhf/data/sample.h"
+#include "rollout/engine/turns.h"
 #include "rollout/sampling/options.h"
 
 namespace rlhf {
-
-/// A tool the policy can call inside a response: when the response ends with `trigger`, `respond` gets the
-/// text so far and returns tokens that are written into the context. They are part of the sample with mask 0.
-struct ToolCall {
-  std::string trigger;                                                 ///< e.g. "</calc>"; empty = no tool
-  std::function<std::vector<TokenId>(std::string_view text)> respond;  ///< must not throw for malformed calls
-  int max_calls = 4;                                                   ///< further triggers are plain text
-};
 
 /// When a response ends, besides reaching the model's context.
 struct StopOptions {
@@ -66,7 +58,7 @@ struct GenerationRequest {
   SamplingOptions sampling;
   ConstraintOptions constraint;
   StopOptions stop;
-  ToolCall tool;
+  std::shared_ptr<TurnHandler> turns;  ///< answers the response's turns; null = a response is one turn
   int priority = 0;  ///< higher goes first, -1000 to 1000; waiting makes up for it (ageing_steps)
   DeadlineOptions deadline;
   OutputOptions output;

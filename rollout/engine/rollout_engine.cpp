@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
+#include <span>
 #include <utility>
 
 #include "rlhf/core/error.h"
@@ -13,6 +14,9 @@ namespace rlhf {
 namespace {
 
 using kernels::kBlockTokens;
+
+// How long a step sleeps for a reply where every sample waits for one; it then looks at time limits.
+constexpr double kReplyWait_s = 0.01;
 
 SchedulerOptions scheduler_options(const RolloutEngineOptions& options) {
   SchedulerOptions out;
@@ -25,37 +29,7 @@ SchedulerOptions scheduler_options(const RolloutEngineOptions& options) {
   return out;
 }
 
-bool contains(const std::vector<TokenId>& tokens, TokenId token) {
-  return std::find(tokens.begin(), tokens.end(), token) != tokens.end();
-}
-
 }  // namespace
-
-struct RolloutEngine::Request {
-  GenerationRequest spec;  // its prompt has moved into the scheduler
-  std::optional<TokenTrie> choices;
-  std::uint32_t unfinished = 0;
-};
-
-// What a sample is besides its tokens' K/V. It outlives preemptions.
-struct RolloutEngine::Response {
-  const Request* request = nullptr;
-  const std::function<std::string(TokenId)>* token_bytes = nullptr;  // of the engine
-  std::int64_t vocab_size = 0;
-  Sample sample;
-  std::string text;  // kept only when stop strings or a tool need it
-  std::size_t tool_search_from = 0;
-  int tool_calls = 0;
-  TokenTrie::Node node = TokenTrie::kRoot;  // in request->choices
-
-  bool is_full() const {
-    return static_cast<std::int64_t>(sample.tokens.size()) >= request->spec.stop.max_new_tokens;
-  }
-  void record(const DrawnToken& token, WeightVersion version, std::uint8_t mask);
-  std::optional<FinishReason> accept(const DrawnToken& token, WeightVersion version);
-  bool has_stop_string(std::size_t new_text) const;
-  void call_tool(WeightVersion version);
-};
 
 RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
                              const RolloutEngineOptions& options,
@@ -66,7 +40,8 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
       store_(config, config.num_layers, options.num_blocks),
       trunk_(options.trunk_layers > 0 ? config.hidden_size : 0, options.num_blocks),
       scheduler_(scheduler_options(options)),
-      token_bytes_(std::move(token_bytes)) {}
+      has_text_(static_cast<bool>(token_bytes)),
+      setting_{std::move(token_bytes), config.vocab_size, std::make_shared<TurnMailbox>()} {}
 
 RolloutEngine::~RolloutEngine() = default;
 
@@ -77,7 +52,7 @@ std::int64_t RolloutEngine::blocks_for(std::int64_t num_sequences, std::int64_t 
 // ---- requests ----
 
 RequestId RolloutEngine::submit(GenerationRequest spec) {
-  check_request(spec, config_, static_cast<bool>(token_bytes_));
+  check_request(spec, config_, has_text_);
   const auto room = config_.max_positions - static_cast<std::int64_t>(spec.prompt.size());
   spec.stop.max_new_tokens = std::min(spec.stop.max_new_tokens, room);
   ScheduledRequest scheduled;
@@ -94,7 +69,7 @@ RequestId RolloutEngine::submit(GenerationRequest spec) {
   } catch (const InvalidArgument& error) {
     fail<InvalidArgument>("generation request for prompt ", spec.prompt_id, ": ", error.what());
   }
-  auto request = std::make_unique<Request>();
+  auto request = std::make_unique<SubmittedRequest>();
   request->unfinished = spec.num_samples;
   if (!spec.constraint.choices.empty()) request->choices.emplace(spec.constraint.choices);
   request->spec = std::move(spec);
@@ -135,7 +110,7 @@ void RolloutEngine::end_request_sample(RequestId id) {
   if (--request->second->unfinished == 0) requests_.erase(request);
 }
 
-Sample RolloutEngine::make_sample(const Request& request, std::uint32_t index) const {
+Sample RolloutEngine::make_sample(const SubmittedRequest& request, std::uint32_t index) const {
   Sample sample;
   sample.prompt_id = request.spec.prompt_id;
   sample.tag = request.spec.tag;
@@ -143,14 +118,12 @@ Sample RolloutEngine::make_sample(const Request& request, std::uint32_t index) c
   return sample;
 }
 
-RolloutEngine::Response& RolloutEngine::response_of(const Sequence& sequence) {
+Response& RolloutEngine::response_of(Sequence& sequence) {
   auto& response = responses_[sequence.id];
   if (!response) {
-    response = std::make_unique<Response>();
-    response->request = requests_.at(sequence.request).get();
-    response->sample = make_sample(*response->request, sequence.index);
-    response->token_bytes = &token_bytes_;
-    response->vocab_size = config_.vocab_size;
+    const SubmittedRequest& request = *requests_.at(sequence.request);
+    response = std::make_unique<Response>(request, setting_, sequence, make_sample(request, sequence.index),
+                                          options_.clock());
   }
   return *response;
 }
@@ -187,6 +160,68 @@ void RolloutEngine::give_memory_back() {
 bool RolloutEngine::step(const DecoderWeights<float>& weights, WeightVersion version) {
   if (paused_) return false;
   const double begin = options_.clock();
+  const bool delivered = take_replies(version);
+  const bool ended = end_overdue(begin);
+  const bool computed = run_step(weights, version, begin);
+  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+  if (computed || delivered || ended) return true;
+  if (scheduler_.num_parked() == 0) return false;
+  setting_.mailbox->wait(kReplyWait_s);
+  return true;
+}
+
+// An error in a reply costs its own request only.
+bool RolloutEngine::take_replies(WeightVersion version) {
+  const auto deliveries = setting_.mailbox->take();
+  for (const auto& [ticket, reply] : deliveries) {
+    const auto found = responses_.find(ticket);
+    if (found == responses_.end() || !found->second->awaits_reply()) continue;
+    Response& response = *found->second;
+    const RequestId request = response.sequence().request;
+    try {
+      const std::size_t before = response.sample.tokens.size();
+      const Response::Status status = response.reply(reply, version);
+      const auto added = std::span<const TokenId>(response.sample.tokens).subspan(before);
+      scheduler_.resume(response.sequence(), added);
+      const std::vector<TokenId>& tokens = response.sequence().tokens;
+      if (options_.max_draft_rows > 0) lookahead_.add(tokens, tokens.size() - added.size());
+      if (status == Response::Status::kEnded) end_response(response);
+    } catch (const std::exception&) {
+      if (!error_) error_ = std::current_exception();
+      drop(request);
+    }
+  }
+  return !deliveries.empty();
+}
+
+bool RolloutEngine::end_overdue(double now_s) {
+  std::vector<SequenceId> overdue;
+  for (const auto& [id, response] : responses_)
+    if (response->overdue(now_s)) overdue.push_back(id);
+  std::ranges::sort(overdue);
+  for (SequenceId id : overdue) {
+    Response& response = *responses_.at(id);
+    response.sample.finish_reason = FinishReason::kDeadline;
+    end_response(response);
+  }
+  return !overdue.empty();
+}
+
+// Hands a sample out that ends by itself.
+void RolloutEngine::end_response(Response& response) {
+  Sequence& sequence = response.sequence();
+  // Without the last token, and a preempted one's are gone.
+  if (trunk_.keeps() && sequence.holds_blocks() && sequence.uncomputed() == 1)
+    response.sample.trunk = trunk_.gather(sequence.table, sequence.computed);
+  finished_.push_back(std::move(response.sample));
+  const RequestId request = sequence.request;
+  responses_.erase(sequence.id);
+  scheduler_.finish(sequence);
+  end_request_sample(request);
+}
+
+// Computes what the scheduler plans. @return false when there was nothing to compute
+bool RolloutEngine::run_step(const DecoderWeights<float>& weights, WeightVersion version, double begin) {
   guesses_.clear();
   draft_rows_ = 0;
   DraftProposer proposer;
@@ -223,7 +258,6 @@ bool RolloutEngine::step(const DecoderWeights<float>& weights, WeightVersion ver
     statistics_.decode_only_seconds += seconds;
     statistics_.decode_only_tokens += taken;
   }
-  if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
   return true;
 }
 
@@ -298,7 +332,7 @@ void RolloutEngine::draw_rows(const DecoderWeights<float>& weights, std::int64_t
     if (config_.final_softcap > 0) kernels.logits_row(row, V, 1, config_.final_softcap, 0);
     const SampledRow& sampled = sampled_rows_[size(begin + i)];
     const Response& response = *sampled.response;
-    const Request& request = *response.request;
+    const SubmittedRequest& request = response.request();
     std::vector<TokenId> with_drafts;
     std::span<const TokenId> tokens = sampled.sequence->tokens;
     if (sampled.num_drafts > 0) {
@@ -310,7 +344,7 @@ void RolloutEngine::draw_rows(const DecoderWeights<float>& weights, std::int64_t
     }
     DrawContext context{request.spec, response.sample.sample_index,
                         tokens,       tokens.subspan(size(sampled.sequence->prompt_tokens)),
-                        nullptr,      response.node};
+                        nullptr,      response.node()};
     if (request.choices) context.choices = &*request.choices;
     drawn_[size(begin + i)] = draw_token(kernels, context, {row, size(V)});
   });
@@ -346,86 +380,21 @@ bool RolloutEngine::accept_row(std::size_t index, const DecoderWeights<float>& w
   const DrawnToken& drawn = drawn_[index];
   if (!std::isfinite(drawn.log_prob)) fail_not_finite(sampled_rows_[index], weights, version);
   const std::size_t before = response->sample.tokens.size();
-  const std::int64_t computed = sequence->computed;
-  const auto reason = response->accept(drawn, version);
+  const Response::Status status = response->accept(drawn, version);
   const auto& tokens = response->sample.tokens;
   const bool guessed = num_drafts < sequence->drafts.size();
   const bool right = guessed && tokens.size() == before + 1 && tokens.back() == sequence->drafts[num_drafts];
   if (guessed) lookahead_.judge(guesses_.at(sequence->id)[num_drafts], right);
   scheduler_.append(*sequence, std::span<const TokenId>(tokens).subspan(before));
   if (options_.max_draft_rows > 0) lookahead_.add(sequence->tokens, size(sequence->prompt_tokens) + before);
-  if (!reason) {
-    if (!right) return false;
+  if (status == Response::Status::kGoesOn && right) {
     ++statistics_.accepted_drafts;
     scheduler_.accept_draft(*sequence);
     return true;
   }
-  response->sample.finish_reason = *reason;
-  if (trunk_.keeps() && tokens.size() == before + 1)
-    response->sample.trunk = trunk_.gather(sequence->table, computed);
-  finished_.push_back(std::move(response->sample));
-  responses_.erase(sequence->id);
-  const RequestId request = sequence->request;
-  scheduler_.finish(*sequence);
-  end_request_sample(request);
+  if (status == Response::Status::kAwaitsReply) scheduler_.park(*sequence);
+  if (status == Response::Status::kEnded) end_response(*response);
   return false;
-}
-
-// ---- one response ----
-
-void RolloutEngine::Response::record(const DrawnToken& drawn, WeightVersion version, std::uint8_t mask) {
-  const OutputOptions& output = request->spec.output;
-  sample.tokens.push_back(drawn.token);
-  sample.logprobs.push_back(drawn.log_prob);
-  sample.weight_versions.push_back(version);
-  sample.mask.push_back(mask);
-  if (output.raw_logprobs) sample.raw_logprobs.push_back(drawn.raw_log_prob);
-  if (output.entropies) sample.entropies.push_back(drawn.entropy);
-  if (output.top_logprobs > 0) sample.top_logprobs.push_back(drawn.top);
-}
-
-// Adds a drawn token and what it sets off. @return why the response ends, if it does
-std::optional<FinishReason> RolloutEngine::Response::accept(const DrawnToken& drawn, WeightVersion version) {
-  const StopOptions& stop = request->spec.stop;
-  const bool last = static_cast<std::int64_t>(sample.tokens.size()) + 1 == stop.max_new_tokens;
-  if (last && stop.forced_last >= 0)
-    record({.token = stop.forced_last, .top = {}}, version, 1);
-  else
-    record(drawn, version, 1);
-  const TokenId token = sample.tokens.back();
-  if (contains(stop.tokens, token)) return FinishReason::kStop;
-  if (request->choices) {
-    node = request->choices->next(node).at(token);
-    if (request->choices->next(node).empty()) return FinishReason::kStop;
-  }
-  if (!stop.strings.empty() || !request->spec.tool.trigger.empty()) {
-    const std::size_t before = text.size();
-    text += (*token_bytes)(token);
-    if (has_stop_string(before)) return FinishReason::kStopString;
-    call_tool(version);
-  }
-  return is_full() ? std::optional(FinishReason::kLength) : std::nullopt;
-}
-
-bool RolloutEngine::Response::has_stop_string(std::size_t new_text) const {
-  return std::ranges::any_of(request->spec.stop.strings, [&](const std::string& stop) {
-    return text.find(stop, new_text - std::min(new_text, stop.size())) != std::string::npos;
-  });
-}
-
-void RolloutEngine::Response::call_tool(WeightVersion version) {
-  const ToolCall& tool = request->spec.tool;
-  if (tool.trigger.empty() || tool_calls >= tool.max_calls || is_full()) return;
-  if (text.find(tool.trigger, tool_search_from) == std::string::npos) return;
-  ++tool_calls;
-  for (TokenId forced : tool.respond(text)) {
-    if (is_full()) break;
-    RLHF_CHECK(forced >= 0 && forced < vocab_size, "rollout: the tool's answer to prompt ", sample.prompt_id,
-               ": token id ", forced, " is outside the vocabulary of ", vocab_size);
-    record({.token = forced, .top = {}}, version, 0);
-    text += (*token_bytes)(forced);
-  }
-  tool_search_from = text.size();
 }
 
 // ---- errors and statistics ----

@@ -16,6 +16,7 @@
 #include "rollout/engine/draw_token.h"
 #include "rollout/engine/generation.h"
 #include "rollout/engine/lookahead.h"
+#include "rollout/engine/response.h"
 #include "rollout/engine/scheduler.h"
 #include "rollout/engine/trunk_store.h"
 
@@ -26,8 +27,8 @@ struct RolloutEngineOptions {
   std::int64_t max_tokens_per_step = 512;  ///< decode tokens plus chunks of prefill
   std::int64_t num_blocks = 0;             ///< K/V blocks of 16 tokens; sets the memory
   std::int64_t ageing_steps = 256;         ///< one level of priority counts as so many steps of waiting
-  /// Samples that may be running or finished and not taken; 0 = no bound. At the bound nothing is admitted
-  /// until try_take is called. Cancelled and expired samples come on top.
+  /// Samples that may be running, parked or finished and not taken; 0 = no bound. At the bound nothing is
+  /// admitted until try_take is called. Cancelled and expired samples come on top.
   std::int64_t max_finished = 0;
   /// Rows that decoding and guesses of coming tokens may take together, where all samples decode and none
   /// waits; 0 = no guesses. A guess is taken only if it is what is drawn anyway, so samples do not change.
@@ -71,7 +72,9 @@ class RolloutEngine {
   RequestId submit(GenerationRequest request);
   /// True while requests are queued or running.
   bool busy() const { return scheduler_.busy(); }
-  /// Runs one step with these weights: a token for each running sample and chunks of prefill.
+  /// Runs one step with these weights: a token for each running sample and chunks of prefill. Replies of
+  /// environments that have arrived are taken first; where every sample waits for one, it sleeps for at most
+  /// 10 ms.
   /// @param version stored with every token that is sampled
   /// @return false when there was nothing to do: paused, idle, or the caller must take samples first
   /// @throws Error naming prompt, sample and layer when logits are not finite; that request is dropped, all
@@ -110,8 +113,6 @@ class RolloutEngine {
   }
 
  private:
-  struct Request;
-  struct Response;
   struct SampledRow {
     Sequence* sequence;
     Response* response;
@@ -119,12 +120,16 @@ class RolloutEngine {
     std::size_t num_drafts;  ///< of the sequence before this row: it is drawn as if they were right
   };
 
-  Response& response_of(const Sequence& sequence);
-  Sample make_sample(const Request& request, std::uint32_t index) const;
+  Response& response_of(Sequence& sequence);
+  Sample make_sample(const SubmittedRequest& request, std::uint32_t index) const;
   void end_request_sample(RequestId id);
   void hand_out(const DroppedSample& dropped, FinishReason reason);
   void drop(RequestId request);
 
+  bool take_replies(WeightVersion version);
+  bool end_overdue(double now_s);
+  void end_response(Response& response);
+  bool run_step(const DecoderWeights<float>& weights, WeightVersion version, double begin);
   void propose(Sequence& sequence, std::int64_t most, std::int64_t num_decoding);
   void run_layers(const StepPlan& plan, const DecoderWeights<float>& weights);
   void sample_rows(const DecoderWeights<float>& weights);
@@ -141,8 +146,9 @@ class RolloutEngine {
   KvStore<float> store_;
   TrunkStore trunk_;
   EngineScheduler scheduler_;
-  std::function<std::string(TokenId)> token_bytes_;
-  std::map<RequestId, std::unique_ptr<Request>> requests_;               ///< with samples unfinished
+  bool has_text_;
+  ResponseSetting setting_;
+  std::map<RequestId, std::unique_ptr<SubmittedRequest>> requests_;      ///< with samples unfinished
   std::unordered_map<SequenceId, std::unique_ptr<Response>> responses_;  ///< that have run
   std::deque<Sample> finished_;
   bool paused_ = false;

@@ -97,9 +97,28 @@ void EngineScheduler::accept_draft(Sequence& sequence) {
   publish_full_blocks(sequence);
 }
 
+void EngineScheduler::park(Sequence& sequence) {
+  RLHF_CHECK(sequence.running() && sequence.uncomputed() == 1, "rollout: sequence ", sequence.id,
+             " was not appended to in this step");
+  std::erase(running_, &sequence);
+  sequence.state = Sequence::State::kParked;
+  sequence.planned = 0;
+  sequence.drafts.clear();
+  idle_.emplace(rank(sequence), &sequence);
+  ++num_parked_;
+}
+
+void EngineScheduler::resume(Sequence& sequence, std::span<const TokenId> tokens) {
+  RLHF_CHECK(sequence.state == Sequence::State::kParked, "rollout: sequence ", sequence.id, " is not parked");
+  sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
+  sequence.state = Sequence::State::kWaiting;
+  waiting_.emplace(rank(sequence), &sequence);
+  --num_parked_;
+}
+
 void EngineScheduler::finish(Sequence& sequence) {
   Request& request = request_of(sequence);
-  stop_running(sequence);
+  leave(sequence);
   std::erase_if(request.live, [&](const auto& live) { return live.get() == &sequence; });
   if (request.live.empty()) drop(request);  // nothing is left to drop but the request itself
 }
@@ -117,10 +136,7 @@ std::vector<DroppedSample> EngineScheduler::drop(Request& request) {
   std::vector<DroppedSample> dropped;
   for (auto& sequence : request.live) {
     dropped.push_back({request.id, sequence->index, sequence->id});
-    if (sequence->running())
-      stop_running(*sequence);
-    else
-      waiting_.erase(rank(*sequence));
+    leave(*sequence);
   }
   for (std::uint32_t index = request.num_made; index < request.spec.num_samples; ++index)
     dropped.push_back({request.id, index, 0});
@@ -132,14 +148,19 @@ std::vector<DroppedSample> EngineScheduler::drop(Request& request) {
   return dropped;
 }
 
-void EngineScheduler::stop_running(Sequence& sequence) {
+// Takes a sequence out of wherever it is.
+void EngineScheduler::leave(Sequence& sequence) {
   cache_.release(sequence.table);
   sequence.table.clear();
   std::erase(running_, &sequence);
+  waiting_.erase(rank(sequence));
+  idle_.erase(rank(sequence));
+  num_parked_ -= sequence.state == Sequence::State::kParked;
 }
 
 void EngineScheduler::set_block_limit(std::int32_t limit) {
   cache_.set_limit(limit);
+  while (cache_.excess() > 0 && !idle_.empty()) release_idle(*idle_.rbegin()->second);
   while (cache_.excess() > 0 && !running_.empty()) preempt_last();
 }
 
@@ -210,12 +231,13 @@ void EngineScheduler::yield_to_urgent() {
   if (waiting_.empty()) return;
   const auto& [urgent_rank, urgent] = *waiting_.begin();
   const Sequence* sibling = nullptr;
-  const std::int64_t needed = blocks_of(urgent->length());
-  if (needed > cache_.limit() || sibling_prefix(*urgent, &sibling) == Prefix::kComing) return;
+  const std::int64_t needed = blocks_of(urgent->length()) - static_cast<std::int64_t>(urgent->table.size());
+  if (blocks_of(urgent->length()) > cache_.limit() || sibling_prefix(*urgent, &sibling) == Prefix::kComing)
+    return;
   const int priority = request_of(*urgent).spec.priority;
   while (!running_.empty() && request_of(*running_.back()).spec.priority < priority &&
          urgent_rank < rank(*running_.back()) &&
-         (static_cast<std::int64_t>(running_.size()) >= slots() || !has_room_for(needed)))
+         (static_cast<std::int64_t>(running_.size()) >= slots() || !make_room(needed, urgent_rank)))
     preempt_last();
 }
 
@@ -235,12 +257,17 @@ void EngineScheduler::grant_running() {
   }
 }
 
-// Blocks for `tokens` tokens, taken from the last in rank if need be. False when the sequence was the last
-// itself and had to leave. Called in order of rank, so whoever is preempted has nothing planned.
+// Blocks for `tokens` tokens, taken from those that do not run and then from the last in rank if need be.
+// False when the sequence was the last itself and had to leave. Called in order of rank, so whoever is
+// preempted has nothing planned.
 bool EngineScheduler::grow(Sequence& sequence, std::int64_t tokens) {
   while (static_cast<std::int64_t>(sequence.table.size()) < blocks_of(tokens)) {
     if (const auto block = cache_.try_allocate()) {
       sequence.table.push_back(*block);
+      continue;
+    }
+    if (!idle_.empty()) {
+      release_idle(*idle_.rbegin()->second);
       continue;
     }
     const bool is_last = running_.back() == &sequence;
@@ -253,10 +280,29 @@ bool EngineScheduler::grow(Sequence& sequence, std::int64_t tokens) {
 void EngineScheduler::preempt_last() {
   Sequence& sequence = *running_.back();
   ++statistics_.preemptions;
-  stop_running(sequence);
+  leave(sequence);
   sequence.nodes.clear();
   sequence.computed = sequence.planned = 0;
+  sequence.state = Sequence::State::kWaiting;
   waiting_.emplace(rank(sequence), &sequence);
+}
+
+// A parked or resumed sequence loses its blocks and keeps its place.
+void EngineScheduler::release_idle(Sequence& sequence) {
+  ++statistics_.preemptions;
+  cache_.release(sequence.table);
+  sequence.table.clear();
+  sequence.nodes.clear();
+  sequence.computed = 0;
+  idle_.erase(rank(sequence));
+}
+
+// Room for an admission of this rank. Who came earlier keeps its blocks while it does not run, unless nothing
+// would run at all.
+bool EngineScheduler::make_room(std::int64_t blocks, const Rank& rank) {
+  while (!has_room_for(blocks) && !idle_.empty() && (running_.empty() || rank < idle_.rbegin()->first))
+    release_idle(*idle_.rbegin()->second);
+  return has_room_for(blocks);
 }
 
 void EngineScheduler::add_chunk(Sequence& sequence, std::int64_t tokens) {
@@ -300,8 +346,9 @@ void EngineScheduler::admit(std::int64_t num_untaken) {
       ++next;
       continue;
     }
-    if (options_.max_finished > 0 && num_untaken + num_running() >= options_.max_finished) return;
-    if (!(sibling ? start_from_sibling(*sequence, *sibling) : start_from_cache(*sequence))) return;
+    if (options_.max_finished > 0 && num_untaken + num_running() + num_parked_ >= options_.max_finished)
+      return;
+    if (!start(*sequence, sibling)) return;
     begin_running(*sequence);
     ++reserved;
     next = waiting_.upper_bound(its_rank);
@@ -315,7 +362,7 @@ EngineScheduler::Prefix EngineScheduler::sibling_prefix(const Sequence& sequence
   if (sequence.length() > sequence.prompt_tokens) return Prefix::kNone;
   Prefix found = Prefix::kNone;
   for (const auto& other : request_of(sequence).live) {
-    if (!other->running() || other->generation != generation_) continue;
+    if (!other->holds_blocks() || other->generation != generation_) continue;
     found = Prefix::kComing;
     // What it found in the cache may be computed in this very step, too late for a copy of its last block.
     if (other->admitted_step == statistics_.steps) continue;
@@ -326,6 +373,13 @@ EngineScheduler::Prefix EngineScheduler::sibling_prefix(const Sequence& sequence
   return found;
 }
 
+bool EngineScheduler::start(Sequence& sequence, const Sequence* sibling) {
+  if (sequence.holds_blocks()) return start_from_own_blocks(sequence);
+  if (!(sibling ? start_from_sibling(sequence, *sibling) : start_from_cache(sequence))) return false;
+  sequence.generation = generation_;
+  return true;
+}
+
 // One block a running sequence is left alone, so that nobody is preempted soon for this admission's sake.
 bool EngineScheduler::has_room_for(std::int64_t blocks) const {
   return cache_.num_available() >= blocks + num_running();
@@ -333,7 +387,8 @@ bool EngineScheduler::has_room_for(std::int64_t blocks) const {
 
 bool EngineScheduler::start_from_sibling(Sequence& sequence, const Sequence& sibling) {
   const std::int64_t prefix = sequence.prompt_tokens - 1, shared = prefix / options_.block_tokens;
-  if (!has_room_for(blocks_of(sequence.length()) - shared)) return false;
+  if (!make_room(blocks_of(sequence.length()) - shared, rank(sequence))) return false;
+  if (!sibling.holds_blocks()) return start_from_cache(sequence);  // room was made of the sibling's own
   sequence.table.assign(sibling.table.begin(), sibling.table.begin() + shared);
   sequence.nodes.assign(sibling.nodes.begin(), sibling.nodes.begin() + shared);
   for (std::int32_t block : sequence.table) cache_.add_reference(block);
@@ -350,7 +405,7 @@ bool EngineScheduler::start_from_cache(Sequence& sequence) {
   // The last token is always fed: its logits are wanted.
   sequence.table = cache_.match(std::span<const TokenId>(sequence.tokens).first(sequence.tokens.size() - 1));
   const auto shared = static_cast<std::int64_t>(sequence.table.size());
-  if (!has_room_for(blocks_of(sequence.length()) - shared)) {
+  if (!make_room(blocks_of(sequence.length()) - shared, rank(sequence))) {
     cache_.release(sequence.table);
     sequence.table.clear();
     return false;
@@ -362,6 +417,19 @@ bool EngineScheduler::start_from_cache(Sequence& sequence) {
   return true;
 }
 
+// What it had before it was parked is still there, also the K/V of a block that is not full.
+bool EngineScheduler::start_from_own_blocks(Sequence& sequence) {
+  const Rank its_rank = rank(sequence);
+  const auto held = static_cast<std::int64_t>(sequence.table.size());
+  idle_.erase(its_rank);
+  if (make_room(std::max<std::int64_t>(0, blocks_of(sequence.length()) - held), its_rank)) {
+    allocate(sequence, sequence.length());
+    return true;
+  }
+  idle_.emplace(its_rank, &sequence);
+  return false;
+}
+
 void EngineScheduler::allocate(Sequence& sequence, std::int64_t tokens) {
   while (static_cast<std::int64_t>(sequence.table.size()) < blocks_of(tokens))
     sequence.table.push_back(*cache_.try_allocate());
@@ -369,7 +437,7 @@ void EngineScheduler::allocate(Sequence& sequence, std::int64_t tokens) {
 
 void EngineScheduler::begin_running(Sequence& sequence) {
   Request& request = request_of(sequence);
-  sequence.generation = generation_;
+  sequence.state = Sequence::State::kRunning;
   sequence.admitted_step = statistics_.steps;
   const auto later = [&](const Rank& a, const Sequence* b) { return a < rank(*b); };
   running_.insert(std::upper_bound(running_.begin(), running_.end(), rank(sequence), later), &sequence);
@@ -394,23 +462,33 @@ void EngineScheduler::check() const {
   std::vector<std::int32_t> references(size(cache_.num_blocks()));
   std::size_t live = 0;
   for (const auto& [id, request] : requests_) live += request->live.size();
-  if (live != running_.size() + waiting_.size())
+  if (live != running_.size() + waiting_.size() + size(num_parked_))
     fail<InternalError>("rollout: ", live, " live sequences, ", running_.size(), " running + ",
-                        waiting_.size(), " waiting");
+                        waiting_.size(), " waiting + ", num_parked_, " parked");
   if (num_running() > slots())
     fail<InternalError>("rollout: ", num_running(), " sequences run in ", slots(), " slots");
   for (std::size_t i = 0; i < running_.size(); ++i) {
     const Sequence& s = *running_[i];
     for (std::int32_t block : s.table) ++references[size(block)];
+    if (!s.running()) fail<InternalError>("rollout: sequence ", s.id, " runs without knowing it");
     if (i > 0 && !(rank(*running_[i - 1]) < rank(s)))
       fail<InternalError>("rollout: sequence ", s.id, " runs out of rank");
     if (s.computed > s.length() || static_cast<std::int64_t>(s.table.size()) < blocks_of(s.computed))
       fail<InternalError>("rollout: sequence ", s.id, " has ", s.table.size(), " blocks for ", s.computed,
                           " of ", s.length(), " tokens");
   }
-  for (const auto& [its_rank, sequence] : waiting_)
-    if (sequence->running() || sequence->computed != 0 || its_rank != rank(*sequence))
-      fail<InternalError>("rollout: sequence ", sequence->id, " waits and holds blocks");
+  for (const auto& [its_rank, sequence] : waiting_) {
+    const bool idle = idle_.contains(its_rank);
+    if (sequence->state != Sequence::State::kWaiting || its_rank != rank(*sequence) ||
+        sequence->holds_blocks() != idle || (sequence->computed != 0) != idle)
+      fail<InternalError>("rollout: sequence ", sequence->id, " waits, holds ", sequence->table.size(),
+                          " blocks and is ", idle ? "" : "not ", "idle");
+  }
+  for (const auto& [its_rank, sequence] : idle_) {
+    for (std::int32_t block : sequence->table) ++references[size(block)];
+    if (sequence->running() || !sequence->holds_blocks() || its_rank != rank(*sequence))
+      fail<InternalError>("rollout: sequence ", sequence->id, " is idle and runs, or holds no blocks");
+  }
   for (std::int32_t b = 0; b < cache_.num_blocks(); ++b)
     if (cache_.references(b) != references[size(b)])
       fail<InternalError>("rollout: block ", b, " has ", cache_.references(b), " references, ",

@@ -25,7 +25,7 @@ struct SchedulerOptions {
   std::int32_t num_blocks = 0;             ///< K/V blocks there are
   std::int32_t block_tokens = 16;
   std::int64_t ageing_steps = 256;  ///< one level of priority counts as having come so many steps earlier
-  std::int64_t max_finished = 0;    ///< samples running or finished and not taken; 0 = no bound
+  std::int64_t max_finished = 0;    ///< samples running, parked or finished and not taken; 0 = no bound
 };
 
 /// What the scheduler must know about a request.
@@ -40,6 +40,7 @@ struct ScheduledRequest {
 
 /// One sample on its way, from the moment it is next in its request until it is finished or dropped.
 struct Sequence {
+  enum class State { kWaiting, kRunning, kParked };
   SequenceId id = 0;
   RequestId request = 0;
   std::uint32_t index = 0;                ///< among the samples of its request
@@ -47,16 +48,18 @@ struct Sequence {
   std::int64_t prompt_tokens = 0;         ///< the first so many of them
   std::int64_t computed = 0;              ///< leading tokens whose K/V exist, or will after this step
   std::int64_t planned = 0;               ///< those of them that this step computes
-  std::vector<std::int32_t> table;        ///< K/V blocks; empty while it waits
+  std::vector<std::int32_t> table;        ///< K/V blocks; empty before it has run and while preempted
   std::vector<BlockCache::NodeId> nodes;  ///< of its full blocks, as far as they are published
   std::int64_t admitted_step = 0;         ///< since when it runs
   std::int64_t generation = 0;            ///< of the published prefixes when its K/V began
   std::int64_t reached = 0;               ///< most tokens that ever had K/V
   std::vector<TokenId> drafts;            ///< guessed tokens behind `tokens`; gone after the step
+  State state = State::kWaiting;
 
   std::int64_t length() const { return static_cast<std::int64_t>(tokens.size()); }
   std::int64_t uncomputed() const { return length() - computed; }
-  bool running() const { return !table.empty(); }
+  bool running() const { return state == State::kRunning; }
+  bool holds_blocks() const { return !table.empty(); }
 };
 
 /// A sample that will never finish: its request was cancelled or came too late.
@@ -102,7 +105,8 @@ struct SchedulerStatistics {
 /// Samples are ordered by *rank*: the step in which their request came, minus `ageing_steps` for each level
 /// of priority, then order of submission, then index. A rank never changes, so nothing that comes later than
 /// `ageing_steps` times the difference in priority can overtake, and within a priority all is first come,
-/// first served. Memory is given in order of rank and taken from the last: the first can always go on.
+/// first served. Memory is given in order of rank and taken from the last: the first can always go on. Parked
+/// samples take no part; their blocks go first when a running sample grows.
 class EngineScheduler {
  public:
   explicit EngineScheduler(const SchedulerOptions& options);
@@ -130,7 +134,13 @@ class EngineScheduler {
   /// After append: the sequence's last token is the draft that followed, whose K/V this step has computed, so
   /// the draft behind it, or the last draft's own logits, can be sampled next.
   void accept_draft(Sequence& sequence);
-  /// Ends a running sequence and gives its blocks back; the reference is invalid afterwards.
+  /// Takes a running sequence that was just appended to out of the steps until `resume`: its environment is
+  /// at work. It keeps its K/V as long as nobody else needs the blocks.
+  void park(Sequence& sequence);
+  /// Adds what the environment said to a parked sequence, which waits for its turn in order of rank; only
+  /// tokens without K/V are computed.
+  void resume(Sequence& sequence, std::span<const TokenId> tokens);
+  /// Ends a sequence in any state and gives its blocks back; the reference is invalid afterwards.
   void finish(Sequence& sequence);
   /// Drops every unfinished sample of a request. @return them in order of index; nothing for an unknown or
   /// finished request
@@ -147,6 +157,7 @@ class EngineScheduler {
 
   bool busy() const { return !requests_.empty(); }
   std::int64_t num_running() const { return static_cast<std::int64_t>(running_.size()); }
+  std::int64_t num_parked() const { return num_parked_; }
   std::int64_t step() const { return statistics_.steps; }
   const BlockCache& cache() const { return cache_; }
   const SchedulerStatistics& statistics() const { return statistics_; }
@@ -181,24 +192,31 @@ class EngineScheduler {
   void add_chunk(Sequence& sequence, std::int64_t tokens);
   void publish_full_blocks(Sequence& sequence);
   void preempt_last();
+  void release_idle(Sequence& sequence);
+  bool make_room(std::int64_t blocks, const Rank& rank);
 
   void admit(std::int64_t num_untaken);
   enum class Prefix { kNone, kComing, kExists };
   Prefix sibling_prefix(const Sequence& sequence, const Sequence** sibling) const;
   bool has_room_for(std::int64_t blocks) const;
+  bool start(Sequence& sequence, const Sequence* sibling);
   bool start_from_sibling(Sequence& sequence, const Sequence& sibling);
   bool start_from_cache(Sequence& sequence);
+  bool start_from_own_blocks(Sequence& sequence);
   void allocate(Sequence& sequence, std::int64_t tokens);
   void begin_running(Sequence& sequence);
   void make_next_sample(Request& request);
-  void stop_running(Sequence& sequence);
+  void leave(Sequence& sequence);
   std::vector<DroppedSample> drop(Request& request);
 
   SchedulerOptions options_;
   BlockCache cache_;
   std::map<RequestId, std::unique_ptr<Request>> requests_;  ///< with samples unfinished
   std::vector<Sequence*> running_;                          ///< by rank
-  std::map<Rank, Sequence*> waiting_;  ///< preempted ones, and the next fresh sample of each request
+  /// Preempted and resumed ones, and the next fresh sample of each request.
+  std::map<Rank, Sequence*> waiting_;
+  std::map<Rank, Sequence*> idle_;  ///< hold blocks and do not run: parked, or resumed and waiting
+  std::int64_t num_parked_ = 0;
   std::set<std::pair<std::int64_t, RequestId>> expiry_steps_;
   std::set<std::pair<double, RequestId>> expiry_times_;
   StepPlan plan_;

@@ -115,6 +115,53 @@ TEST_CASE("generate draws n samples that depend on the seed, not on the batch or
           ContainsSubstring("the prompt has 200 tokens, which leaves no room in the model's context of 128"));
 }
 
+TEST_CASE("generate lets an environment answer turns") {
+  const Program program;
+  const std::string model = byte_model(program);
+  std::vector<std::string> command = {"generate",
+                                      "--model",
+                                      model,
+                                      "--input",
+                                      "-",
+                                      "--threads",
+                                      "1",
+                                      "--max-new-tokens",
+                                      "100",
+                                      "--environment",
+                                      program.path("user.yaml")};
+  for (int token = 0; token < 256; token += 5)  // turns are short
+    for (const std::string& word : {std::string("--stop-token-id"), std::to_string(token)})
+      command.push_back(word);
+  write_file_atomically(program.path("user.yaml"), "scripted_user: true\nmax_turns: 5\n");
+  const Result result = program.run(
+      command, "{\"prompt\": \"abc\", \"user_turns\": [\"first\", \"second\"]}\n{\"prompt\": \"abd\"}\n");
+  INFO(result.err);
+  REQUIRE(result.code == 0);
+  const auto lines = result.lines();
+  REQUIRE(lines.size() == 2);
+  REQUIRE(lines[0]["turns"][0].size() == 3);
+  CHECK(lines[0]["finish_reason"] == json::array({"stop"}));
+  const auto episode = lines[0]["episode"][0].get<std::string>();
+  for (const char* said : {"<|im_start|>user\nfirst<|im_end|>\n<|im_start|>assistant\n",
+                           "<|im_start|>user\nsecond<|im_end|>\n<|im_start|>assistant\n"})
+    CHECK_THAT(episode, ContainsSubstring(said));
+  CHECK(episode.ends_with(lines[0]["text"][0].get<std::string>()));
+  std::size_t masked = 0, silent = 0;
+  for (std::size_t t = 0; t < lines[0]["mask"][0].size(); ++t) {
+    masked += lines[0]["mask"][0][t] == 0;
+    silent += lines[0]["logprobs"][0][t] == 0;
+  }
+  CHECK(masked >= 60);
+  CHECK(silent >= masked);
+  CHECK(lines[1]["turns"][0].size() == 1);  // nobody answers: one turn
+  CHECK(program.run(command, "{\"prompt\": \"a\", \"user_turns\": \"b\"}\n").code == 1);
+  write_file_atomically(program.path("user.yaml"), "scripted_usr: true\n");
+  const Result bad = program.run(command, "{\"prompt\": \"a\"}\n");
+  CHECK(bad.code == 2);
+  CHECK_THAT(bad.err,
+             ContainsSubstring("user.yaml:1:1: scripted_usr: unknown key; nearest key is scripted_user"));
+}
+
 TEST_CASE("generate takes options from each line, and names line, key and what was expected") {
   const Program program;
   const std::string model = byte_model(program);

@@ -18,5 +18,18 @@ TEST_CASE("the files of examples/custom_data read as the README says") {
   for (const PromptRecord& prompt : prompts) CHECK_FALSE(prompt.reference.empty());
 }
 
+TEST_CASE("the files of examples/tools read as configs/runs/tools_tiny.yaml needs them") {
+  const std::filesystem::path folder = std::filesystem::path(RLHF_SOURCE_DIR) / "examples" / "tools" / "data";
+  for (const SftRecord& record :
+       read_sft_records(folder / "demonstrations.jsonl", PromptText::kUserMessage)) {
+    REQUIRE(record.messages.size() == 4);
+    CHECK(record.messages[2].role == "tool");
+    CHECK(record.messages[2].content == record.messages[3].content);
+  }
+  for (const char* name : {"prompts.jsonl", "held_out.jsonl"})
+    for (const PromptRecord& prompt : read_prompt_records(folder / name, PromptText::kUserMessage))
+      CHECK_FALSE(prompt.reference.empty());
+}
+
 }  // namespace
 }  // namespace rlhf

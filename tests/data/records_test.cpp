@@ -144,7 +144,7 @@ TEST_CASE("prompt records: prompts, messages, ids, references") {
   TemporaryFolder folder;
   const auto path = folder.write("prompts.jsonl",
                                  "{\"prompt\":\"q\",\"task\":\"t\",\"reference\":{\"value\":3}}\n"
-                                 "{\"input_ids\":[1,2],\"id\":77}\n"
+                                 "{\"input_ids\":[1,2],\"id\":77,\"user_turns\":[\"a\",\"b\"]}\n"
                                  "{\"messages\":[{\"role\":\"user\",\"content\":\"u\"}]}\n");
   const auto prompts = read_prompt_records(path, PromptText::kRaw);
   REQUIRE(prompts.size() == 3);
@@ -153,6 +153,8 @@ TEST_CASE("prompt records: prompts, messages, ids, references") {
   CHECK(prompts[0].reference == "{\"value\":3}");
   CHECK(prompts[1].content.input_ids == std::vector<TokenId>{1, 2});
   CHECK(prompts[1].id == 77);
+  CHECK(prompts[1].user_turns == std::vector<std::string>{"a", "b"});
+  CHECK(prompts[0].user_turns.empty());
   CHECK(prompts[2].id == 2);
   CHECK(prompts[2].content.messages == Chat{{"user", "u"}});
   const auto error = [&](const char* text, const char* part) {
@@ -161,6 +163,8 @@ TEST_CASE("prompt records: prompts, messages, ids, references") {
   };
   error("{\"prompt\":\"a\",\"input_ids\":[1]}", "expected one of");
   error("{\"prompt\":\"\"}", "the text is empty");
+  error("{\"prompt\":\"a\",\"user_turns\":\"b\"}", "got string, expected a list of texts");
+  error("{\"prompt\":\"a\",\"user_turns\":[\"b\",1]}", "got number at position 1, expected text");
   error("{\"input_ids\":[1,-2]}", "got -2 at position 1");
   error("{\"prompt\":\"a\",\"id\":-1}", "key \"id\"");
 }

@@ -2,8 +2,8 @@
 
 #include <nlohmann/json.hpp>
 
-#include "reward/rules/calculator.h"
 #include "rlhf/core/error.h"
+#include "rlhf/data/calculator.h"
 #include "tests/catch.h"
 #include "tests/reward/scored.h"
 

@@ -123,8 +123,10 @@ TEST_CASE("with guesses, stop strings, tools, choices, forced ends and recorded 
     requests.push_back(stops);
     auto tool = greedy(make_request(3, 9, 30));
     tool.prompt_id = 20 + id;
-    tool.tool.trigger = setup.model.tokenizer().token_bytes(text[3]);
-    tool.tool.respond = [](std::string_view) { return std::vector<TokenId>{65, 66, 67}; };
+    tool.turns =
+        std::make_shared<InlineHandler>(setup.model.tokenizer().token_bytes(text[3]), [](std::string_view) {
+          return std::vector<TokenId>{65, 66, 67};
+        });
     requests.push_back(tool);
     auto choice = make_request(3, 9, 10);
     choice.prompt_id = 30 + id;

@@ -130,10 +130,6 @@ TEST_CASE(
     INFO("prompt " << sample.prompt_id << ", sample " << sample.sample_index);
     std::vector<TokenId> tokens = prompts.at(sample.prompt_id);
     tokens.insert(tokens.end(), sample.tokens.begin(), sample.tokens.end() - 1);
-    if (sample.trunk.empty()) {
-      CHECK(sample.mask.back() == 0);  // a tool's answer at the end, which is not run
-      continue;
-    }
     REQUIRE(sample.trunk.size() == tokens.size() * width);
     const PackedRows rows({tokens});
     pass.run_trunk(setup.model.parameters().weights(), rows, 1);
@@ -237,24 +233,23 @@ TEST_CASE("a stop string ends a response also when it spans tokens") {
   CHECK(run(*engine, setup.model, {request}).at({1, 0}).tokens == free);
 }
 
-TEST_CASE("a tool's tokens are forced into the response, masked, and go into the context") {
+TEST_CASE("a reply inside a turn is forced into the response, masked, and goes into the context") {
   Setup setup;
   auto engine = setup.engine({});
   auto request = greedy(make_request(1, 18, 30));
   const auto free = setup.greedy_continuation(request.prompt, 30);
   std::string text;
   for (TokenId token : free) text += setup.model.tokenizer().token_bytes(token);
-  request.tool.trigger = text.substr(5, 2);
-  const std::size_t call = text.find(request.tool.trigger) + 2;
+  const std::string trigger = text.substr(5, 2);
+  const std::size_t call = text.find(trigger) + 2;
   const std::vector<TokenId> forced = {200, 201, 202, 203, 204};
   std::vector<std::string> seen;
-  request.tool.respond = [&](std::string_view so_far) {
-    seen.emplace_back(so_far);
-    return forced;
-  };
-  request.tool.max_calls = 1;
+  request.turns = std::make_shared<InlineHandler>(trigger, [&](std::string_view turn) {
+    seen.emplace_back(turn);
+    return seen.size() == 1 ? forced : std::vector<TokenId>();
+  });
   const auto sample = run(*engine, setup.model, {request}).at({1, 0});
-  CHECK(seen == std::vector<std::string>{text.substr(0, call)});
+  CHECK(seen.at(0) == text.substr(0, call));
   std::vector<TokenId> expected(free.begin(), free.begin() + static_cast<std::ptrdiff_t>(call));
   expected.insert(expected.end(), forced.begin(), forced.end());
   auto context = request.prompt;
@@ -270,24 +265,34 @@ TEST_CASE("a tool's tokens are forced into the response, masked, and go into the
   CHECK(sample.finish_reason == FinishReason::kLength);
   CHECK(engine->cache().num_available() == engine->cache().num_blocks());
 
-  SECTION("they count towards the longest response") {
-    request.stop.max_new_tokens = static_cast<std::int64_t>(call) + 3;
-    const auto cut = run(*engine, setup.model, {request}).at({1, 0});
-    CHECK(cut.tokens ==
-          std::vector<TokenId>(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(call) + 3));
-    CHECK(cut.mask.back() == 0);
-    CHECK(cut.finish_reason == FinishReason::kLength);
+  SECTION("a reply counts towards the longest response, which ends before one that leaves no room") {
+    for (const std::size_t room : {1u, 3u, 5u, 6u}) {
+      seen.clear();
+      request.stop.max_new_tokens = static_cast<std::int64_t>(call + room);
+      const auto cut = run(*engine, setup.model, {request}).at({1, 0});
+      const std::size_t length = room > forced.size() ? call + room : call;
+      CHECK(cut.tokens ==
+            std::vector<TokenId>(expected.begin(), expected.begin() + static_cast<std::ptrdiff_t>(length)));
+      CHECK(cut.mask.back() == 1);
+      CHECK(cut.finish_reason == FinishReason::kLength);
+    }
   }
-  SECTION("further calls are plain text") {
+  SECTION("an empty reply changes nothing") {
     // A trigger that the model writes again and again: any single byte.
-    seen.clear();
-    request.tool.trigger = text.substr(0, 1);
-    request.tool.max_calls = 0;
-    CHECK(run(*engine, setup.model, {request}).at({1, 0}).tokens == free);
-    CHECK(seen.empty());
+    std::size_t calls = 0;
+    request.turns = std::make_shared<InlineHandler>(text.substr(0, 1), [&](std::string_view) {
+      ++calls;
+      return std::vector<TokenId>();
+    });
+    const auto same = run(*engine, setup.model, {request}).at({1, 0});
+    CHECK(same.tokens == free);
+    CHECK(same.mask == std::vector<std::uint8_t>(30, 1));
+    CHECK(same.turns.size() == calls);
+    CHECK(calls == static_cast<std::size_t>(std::ranges::count(text.substr(0, 29), text[0])));
   }
   SECTION("tokens outside the vocabulary are refused") {
-    request.tool.respond = [](std::string_view) { return std::vector<TokenId>{259}; };
+    request.turns =
+        std::make_shared<InlineHandler>(trigger, [](std::string_view) { return std::vector<TokenId>{259}; });
     engine->submit(request);
     CHECK_THROWS_WITH(
         [&] {

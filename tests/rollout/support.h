@@ -1,8 +1,12 @@
 #pragma once
 // A tiny model, an engine for it, and runs to the end.
 
+#include <functional>
 #include <map>
 #include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "rlhf/core/random.h"
 #include "rlhf/model/sequence_pass.h"
@@ -11,6 +15,29 @@
 #include "tests/catch.h"
 
 namespace rlhf {
+
+/// Answers at once, inside the response, whenever a turn contains `trigger`.
+class InlineHandler : public TurnHandler {
+ public:
+  using Respond = std::function<std::vector<TokenId>(std::string_view turn)>;
+  InlineHandler(std::string trigger, Respond respond)
+      : strings_{std::move(trigger)}, respond_(std::move(respond)) {}
+
+  const std::vector<std::string>& strings() const override { return strings_; }
+  bool takes_stops() const override { return false; }
+  std::optional<TurnReply> respond(const FinishedTurn& turn, const std::shared_ptr<TurnMailbox>&) override {
+    TurnReply reply;
+    reply.tokens = respond_(turn.text);
+    reply.opens_turn = false;
+    return reply;
+  }
+  bool overdue(TurnTicket, double) const override { return false; }
+  void ended(TurnTicket) override {}
+
+ private:
+  std::vector<std::string> strings_;
+  Respond respond_;
+};
 
 inline LanguageModel make_model(std::uint64_t seed = 4) {
   NewModelOptions options;

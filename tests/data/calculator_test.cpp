@@ -1,4 +1,4 @@
-#include "reward/rules/calculator.h"
+#include "rlhf/data/calculator.h"
 
 #include <cmath>
 

@@ -1,4 +1,4 @@
-#include "reward/rules/calculator.h"
+#include "rlhf/data/calculator.h"
 
 #include <algorithm>
 #include <charconv>
@@ -173,12 +173,15 @@ std::optional<std::string_view> find_calculation(std::string_view text) {
   return text.substr(begin, close - begin);
 }
 
-std::string tool_result(const Calculation& calculation) {
-  if (!calculation.value) return "=error";
+std::string to_text(double value) {
   char buffer[64];
-  const double value = *calculation.value == 0 ? 0.0 : *calculation.value;
+  if (value == 0) value = 0;  // -0 is 0
   const auto end = std::to_chars(buffer, buffer + sizeof buffer, value, std::chars_format::general, 10);
-  return "=" + std::string(buffer, end.ptr);
+  return std::string(buffer, end.ptr);
+}
+
+std::string tool_result(const Calculation& calculation) {
+  return calculation.value ? "=" + to_text(*calculation.value) : "=error";
 }
 
 }  // namespace rlhf

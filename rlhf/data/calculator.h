@@ -24,9 +24,10 @@ inline constexpr std::string_view kCalcClose = "</calc>";
 /// Returns the expression of the last complete `<calc>...</calc>` in a text; nothing when there is none.
 std::optional<std::string_view> find_calculation(std::string_view text);
 
-/// Returns what the tool writes back into the context behind `</calc>`: "=3000", at most 10 significant
-/// digits, or
-/// "=error".
+/// Returns a result as text, at most 10 significant digits: "3000", "0.125".
+std::string to_text(double value);
+
+/// Returns what the tool writes back into the context behind `</calc>`: "=3000" or "=error".
 std::string tool_result(const Calculation& calculation);
 
 }  // namespace rlhf
