@@ -54,11 +54,13 @@ Experience lay_out(const PpoOptions& options, std::span<const ScoredResponse> re
     }
     append(e.old_log_probs, options.correction.bypass ? r.rollout_log_probs : r.log_probs);
     append(e.reference_log_probs, r.reference_log_probs);
+    append(e.rollout_log_probs, r.rollout_log_probs);
     append(e.old_values, r.values);
     e.offsets.push_back(e.offsets.back() + n);
     e.value_offsets.push_back(e.value_offsets.back() + values);
   }
   if (e.reference_log_probs.size() != e.old_log_probs.size()) e.reference_log_probs.clear();
+  if (e.rollout_log_probs.size() != e.old_log_probs.size()) e.rollout_log_probs.clear();
   RLHF_CHECK(count_tokens(e.rows()) > 0, "experience: none of the ", responses.size(),
              " responses has a token that counts");
   return e;
@@ -224,14 +226,10 @@ void compute_advantages(const PpoOptions& options, std::span<const ScoredRespons
 
 void correct(const PpoOptions& options, std::span<const ScoredResponse> responses, Experience& e) {
   std::vector<double> old_log_probs;
-  std::vector<double> rollout_log_probs;
-  for (const ScoredResponse& r : responses) {
-    append(old_log_probs, r.log_probs);
-    append(rollout_log_probs, r.rollout_log_probs);
-  }
-  if (rollout_log_probs.size() != old_log_probs.size()) return;
+  for (const ScoredResponse& r : responses) append(old_log_probs, r.log_probs);
+  if (e.rollout_log_probs.empty()) return;
   RolloutCorrectionResult corrected =
-      correct_rollout(options.correction, {e.rows(), old_log_probs, rollout_log_probs});
+      correct_rollout(options.correction, {e.rows(), old_log_probs, e.rollout_log_probs});
   for (const auto& [name, value] : corrected.metrics) e.metrics["rollout_corr/" + name] = value;
   if (options.correction.level != CorrectionLevel::kOff && !options.correction.bypass) {
     e.importance_weights = std::move(corrected.weights);

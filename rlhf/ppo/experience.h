@@ -35,6 +35,7 @@ struct Experience {
   std::vector<std::uint8_t> mask;
   std::vector<double> advantages;
   std::vector<double> old_log_probs;        ///< anchor of the ratio (the sampler's with correction.bypass)
+  std::vector<double> rollout_log_probs;    ///< the sampler's; empty when a response has none
   std::vector<double> importance_weights;   ///< empty when there is no correction
   std::vector<double> reference_log_probs;  ///< empty when there is no reference
   std::vector<std::size_t> value_offsets;

@@ -200,6 +200,8 @@ struct PpoOptions {
 
 /// True when the advantages need values, and so a critic.
 bool needs_critic(const PpoOptions& options);
+/// True when the advantages need the sum of squared probabilities at every position.
+bool needs_sum_pi_squared(const PpoOptions& options);
 /// True when reward or loss needs log-probs of the reference.
 bool needs_reference(const PpoOptions& options);
 /// True when advantages or loss can be computed only once the whole batch is scored (whitening, batch

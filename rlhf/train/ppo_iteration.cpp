@@ -5,10 +5,12 @@
 #include <numeric>
 
 #include "rlhf/core/error.h"
+#include "rlhf/core/hash.h"
 #include "rlhf/ppo/policy_loss.h"
 #include "rlhf/ppo/value_loss.h"
 #include "rlhf/schedule/batching_rules.h"
 #include "rlhf/train/batching.h"
+#include "rlhf/train/token_distributions.h"
 
 namespace rlhf {
 namespace {
@@ -108,11 +110,18 @@ bool PpoIteration::recompute_old_log_probs() const {
   const OldLogProbs choice = setting_.options.old_log_probs;
   if (choice != OldLogProbs::kAuto) return choice == OldLogProbs::kRecompute;
   // Off policy, a correction compares the sampler's log-probs with those of the weights that are trained.
-  const bool off_policy = setting_.schedule.staleness() > 0;
-  if (off_policy && algorithm_.correction.level != ppo::CorrectionLevel::kOff) return true;
+  const ppo::RolloutCorrectionOptions& correction = algorithm_.correction;
+  if (correction.bypass && correction.rejection.empty()) return false;
+  const bool corrects = correction.level != ppo::CorrectionLevel::kOff || !correction.rejection.empty();
+  if (setting_.schedule.staleness() > 0 && corrects) return true;
   const SamplingOptions& sampling = setting_.rollout.sampling;
   return !keeps_all(sampling) || sampling.repetition_penalty != 1 || sampling.presence_penalty != 0 ||
          sampling.frequency_penalty != 0;
+}
+
+// Whether scoring needs a pass of the policy itself.
+bool PpoIteration::runs_policy() const {
+  return recompute_old_log_probs() || ppo::needs_sum_pi_squared(algorithm_);
 }
 
 bool PpoIteration::has_next_value(const PpoResponse& response) const {
@@ -126,7 +135,7 @@ void PpoIteration::score(std::span<const std::size_t> samples) {
     models_.judges.judge_by_rules(responses_[i]);
     responses_[i].scored.score = responses_[i].rule_score.total;
   }
-  if (!models_.reference && !models_.reward && !models_.critic && !recompute_old_log_probs()) return;
+  if (!models_.reference && !models_.reward && !models_.critic && !runs_policy()) return;
   const Indices all(samples.begin(), samples.end());
   for (const Indices& part : split_into_passes(sequences(all), setting_.options.max_tokens_per_micro_batch)) {
     Indices chosen;
@@ -187,6 +196,15 @@ std::vector<double> PpoIteration::log_probs(const DecoderWeights<float>& weights
   return {flat.begin(), flat.end()};
 }
 
+// Sums of squared probabilities where the response tokens of a pass are predicted, after its forward.
+std::vector<double> PpoIteration::squared_probabilities(const DecoderWeights<float>& weights,
+                                                        const Pass& pass) {
+  std::vector<std::int64_t> rows;
+  for (const TokenTarget& target : pass.targets) rows.push_back(target.row);
+  return sums_of_squared_probabilities(models_.pass, weights, rows,
+                                       setting_.rollout.sampling.temperature);
+}
+
 std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, const Pass& pass,
                                           const std::vector<std::int64_t>& rows) {
   std::vector<float> values(rows.size());
@@ -198,7 +216,7 @@ std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, 
 // One pass over some responses: models that share a trunk run it once.
 void PpoIteration::score_by_models(const Indices& samples) {
   const Pass pass(responses_, samples);
-  const bool asks_log_probs = recompute_old_log_probs() || models_.reference;
+  const bool asks_log_probs = runs_policy() || models_.reference;
   const auto memory =
       models_.memory->begin_pass(PassShape::of(pass.rows, asks_log_probs ? pass.targets.size() : 0), 0);
   run_trunk(samples, pass);
@@ -210,9 +228,15 @@ void PpoIteration::score_by_models(const Indices& samples) {
       next = end;
     }
   };
-  if (recompute_old_log_probs()) {
-    give(log_probs(models_.policy.parameters().weights(), pass), &ppo::ScoredResponse::log_probs);
-    measure_gap(samples);
+  if (runs_policy()) {
+    const DecoderWeights<float>& policy = models_.policy.parameters().weights();
+    const std::vector<double> recomputed = log_probs(policy, pass);
+    if (ppo::needs_sum_pi_squared(algorithm_))
+      give(squared_probabilities(policy, pass), &ppo::ScoredResponse::sum_pi_squared);
+    if (recompute_old_log_probs()) {
+      give(recomputed, &ppo::ScoredResponse::log_probs);
+      measure_gap(samples);
+    }
   }
   if (models_.reference)
     give(log_probs(models_.reference->weights(), pass), &ppo::ScoredResponse::reference_log_probs);
@@ -234,14 +258,21 @@ void PpoIteration::score_by_critic(const Indices& samples, const Pass& pass) {
   const auto num_values = [&](std::size_t i) {
     return responses_[i].sample.tokens.size() + has_next_value(responses_[i]);
   };
-  for (std::size_t s = 0; s < samples.size(); ++s)
+  // The last state of each comes behind its values.
+  for (std::size_t s = 0; s < samples.size(); ++s) {
     for (std::size_t t = 0; t < num_values(samples[s]); ++t)
       rows.push_back(pass.rows.row(s, responses_[samples[s]].predictor(t)));
+    rows.push_back(pass.rows.last_row(s));
+  }
   const auto values = scalars(models_.critic->weights(), pass, rows);
+  const bool bootstraps = algorithm_.advantage.gae.bootstrap_truncated;
   auto next = values.begin();
   for (std::size_t i : samples) {
-    responses_[i].scored.values.assign(next, next + at(num_values(i)));
+    ppo::ScoredResponse& scored = responses_[i].scored;
+    scored.values.assign(next, next + at(num_values(i)));
     next += at(num_values(i));
+    if (bootstraps && scored.truncated) scored.bootstrap_value = *next;
+    ++next;
   }
 }
 
@@ -398,6 +429,7 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   const auto advantages = tokens.gather(&ppo::Experience::advantages);
   const auto reference = tokens.gather(&ppo::Experience::reference_log_probs);
   const auto importance = tokens.gather(&ppo::Experience::importance_weights);
+  const auto behaviour = tokens.gather(&ppo::Experience::rollout_log_probs);
   ppo::PolicyLossInputs inputs;
   inputs.rows = {tokens.offsets, mask};
   inputs.log_probs = log_probs;
@@ -406,8 +438,12 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   inputs.reference_log_probs = reference;
   inputs.entropies = entropy;
   inputs.importance_weights = importance;
+  inputs.behaviour_log_probs = behaviour;
   inputs.context = updates_[step].policy;
-  inputs.seed = setting_.context.seed;
+  // The random choice of clip_cov differs from micro-batch to micro-batch.
+  const std::uint64_t place[] = {static_cast<std::uint64_t>(iteration_), num_trained_};
+  inputs.seed = hash_values(std::span<const std::uint64_t>(place), setting_.context.seed);
+  if (step == 0) measure_mismatch(inputs);
   const ppo::PolicyLossResult loss = ppo::policy_loss(algorithm_.policy, inputs);
   if (!std::isfinite(loss.loss))
     fail<Error>("ppo: the policy loss of iteration ", iteration_ + 1, " is ", loss.loss,
@@ -425,6 +461,18 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   pass_sums_["policy/ratio_variance"] += loss.metrics.ratio_variance;
   pass_sums_["policy/entropy"] += std::accumulate(entropy.begin(), entropy.end(), 0.0) /
                                   static_cast<double>(std::max<std::size_t>(1, entropy.size()));
+}
+
+// Sampler against trainer, before the weights move: in the first optimizer step.
+void PpoIteration::measure_mismatch(const ppo::PolicyLossInputs& inputs) {
+  if (inputs.behaviour_log_probs.empty()) return;
+  for (std::size_t t = 0; t < inputs.rows.positions(); ++t) {
+    if (!inputs.rows.counts(t)) continue;
+    const double log_ratio = inputs.log_probs[t] - inputs.behaviour_log_probs[t];
+    mismatch_k1_ -= log_ratio;
+    mismatch_k3_ += std::expm1(log_ratio) - log_ratio;
+    ++mismatch_count_;
+  }
 }
 
 void PpoIteration::train_critic(const Indices& samples, const Pass& pass, std::size_t step) {
@@ -526,6 +574,10 @@ Metrics PpoIteration::metrics() const {
   if (gap_count_ > 0) {
     out.emplace_back("rollout/logprob_gap_mean", gap_sum_ / gap_count_);
     out.emplace_back("rollout/logprob_gap_max", gap_max_);
+  }
+  if (mismatch_count_ > 0) {
+    out.emplace_back("rollout/mismatch_kl", mismatch_k1_ / mismatch_count_);
+    out.emplace_back("rollout/mismatch_k3_kl", mismatch_k3_ / mismatch_count_);
   }
   if (setting_.schedule.staleness() > 0 && staleness_count_ > 0) {
     out.emplace_back("rollout/staleness_mean", staleness_sum_ / staleness_count_);

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rlhf/ppo/experience.h"
+#include "rlhf/ppo/policy_loss.h"
 #include "rlhf/train/micro_batch_pool.h"
 #include "rlhf/train/ppo_batch.h"
 #include "rlhf/train/ppo_models.h"
@@ -45,12 +46,14 @@ class PpoIteration {
   void score_by_models(const Indices& samples);
   void run_trunk(const Indices& samples, const Pass& pass);
   std::vector<double> log_probs(const DecoderWeights<float>& weights, const Pass& pass);
+  std::vector<double> squared_probabilities(const DecoderWeights<float>& weights, const Pass& pass);
   std::vector<double> scalars(const DecoderWeights<float>& weights, const Pass& pass,
                               const std::vector<std::int64_t>& rows);
   void score_by_critic(const Indices& samples, const Pass& pass);
   void measure_gap(const Indices& samples);
   void check_staleness(std::span<const std::size_t> samples);
   bool recompute_old_log_probs() const;
+  bool runs_policy() const;
   bool has_next_value(const PpoResponse& response) const;
 
   // advantages
@@ -63,6 +66,7 @@ class PpoIteration {
 
   // training
   void train_policy(const Indices& samples, const Pass& pass, std::size_t step);
+  void measure_mismatch(const ppo::PolicyLossInputs& inputs);
   void train_critic(const Indices& samples, const Pass& pass, std::size_t step);
   double learning_rate(const ppo::OptimizerOptions& options) const;
   std::string prompt_ids(const Indices& samples) const;
@@ -105,6 +109,7 @@ class PpoIteration {
   std::size_t num_trained_ = 0, num_optimized_ = 0, num_skipped_ = 0;
   double gradient_norms_ = 0, critic_gradient_norms_ = 0, skipped_steps_ = 0;
   double gap_sum_ = 0, gap_max_ = 0, gap_count_ = 0;  ///< |sampler's - trainer's log-prob|
+  double mismatch_k1_ = 0, mismatch_k3_ = 0, mismatch_count_ = 0;
   double staleness_sum_ = 0, staleness_max_ = 0, staleness_count_ = 0;
 };
 

@@ -50,15 +50,14 @@ struct PpoStageOptions {
   }
   /// Refuses what the algorithm's functions know and the trainer does not feed them.
   void validate(config::Problems& problems) const {
-    using ppo::AdvantageForm;
     if (algorithm.advantage.greedy_baseline && reward_model_weight != 0)
       problems.add("algorithm.advantage.greedy_baseline",
                    "greedy responses are judged by the rules alone: set reward_model_weight to 0");
-    if (algorithm.advantage.form == AdvantageForm::kTokenBaseline ||
-        algorithm.advantage.form == AdvantageForm::kTokenBaselineByNumber)
-      problems.add("algorithm.advantage.form",
-                   "the trainer does not compute the sums of squared probabilities that the token baselines "
-                   "need; use gae, reward_to_go or sequence");
+    const bool corrects = algorithm.correction.level != ppo::CorrectionLevel::kOff ||
+                          !algorithm.correction.rejection.empty();
+    if (old_log_probs == OldLogProbs::kRollout && corrects)
+      problems.add("old_log_probs",
+                   "rollout leaves algorithm.correction no difference to look at; use auto or recompute");
   }
 };
 
