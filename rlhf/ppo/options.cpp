@@ -19,6 +19,7 @@ bool needs_reference(const PpoOptions& options) {
 const char* whole_batch_key(const PpoOptions& options) {
   if (options.advantage.whitening != Whitening::kNone) return "advantage.whitening";
   if (options.reward.whiten) return "reward.whiten";
+  if (options.reward.normalization != ScoreNormalization::kNone) return "reward.normalization";
   if (options.advantage.group.baseline == GroupBaseline::kBatchMean) return "advantage.group.baseline";
   if (options.advantage.group.scale == GroupScale::kBatch ||
       options.advantage.group.scale == GroupScale::kNonZeroShare)

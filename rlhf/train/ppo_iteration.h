@@ -24,9 +24,9 @@ class PpoIteration {
  public:
   using Indices = std::vector<std::size_t>;
 
-  /// @param responses of the rollout batch, being filled; group by group they are handed to `score`
-  PpoIteration(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl, std::int64_t iteration,
-               std::vector<PpoResponse>& responses);
+  /// @param samples of the rollout batch, being filled; group by group they are handed to `score`
+  PpoIteration(const PpoSetting& setting, PpoModels& models, PpoState& state, std::int64_t iteration,
+               const PpoSamples& samples);
 
   /// The schedule::Workload functions of these names.
   void score(std::span<const std::size_t> samples);
@@ -47,9 +47,17 @@ class PpoIteration {
   void run_trunk(const Indices& samples, const Pass& pass);
   std::vector<double> log_probs(const DecoderWeights<float>& weights, const Pass& pass);
   std::vector<double> squared_probabilities(const DecoderWeights<float>& weights, const Pass& pass);
-  std::vector<double> scalars(const DecoderWeights<float>& weights, const Pass& pass,
-                              const std::vector<std::int64_t>& rows);
+  std::vector<double> scalars(const DecoderWeights<float>& weights, const PackedRows& packed,
+                              const std::vector<std::int64_t>& rows, std::size_t num_outputs = 1);
+  void give(const Indices& samples, const std::vector<double>& flat,
+            std::vector<double> ppo::ScoredResponse::*field);
+  void score_by_policy(const Indices& samples, const Pass& pass);
+  void score_by_reward_model(const Indices& samples, const Pass& pass);
+  void take_model_score(PpoResponse& response, std::vector<double> outputs,
+                        const std::vector<std::size_t>& positions);
   void score_by_critic(const Indices& samples, const Pass& pass);
+  void score_greedy(const Indices& samples);
+  void score_greedy_by_model(const Indices& groups);
   void measure_gap(const Indices& samples);
   void check_staleness(std::span<const std::size_t> samples);
   bool recompute_old_log_probs() const;
@@ -58,6 +66,7 @@ class PpoIteration {
 
   // advantages
   void prepare_group(const Indices& group);
+  void normalize_scores(std::vector<ppo::ScoredResponse>& scored);
   void complete();
   void plan_update(std::size_t step);
   Indices members(std::size_t step) const;
@@ -65,9 +74,11 @@ class PpoIteration {
   std::vector<std::span<const TokenId>> sequences(const Indices& samples) const;
 
   // training
+  void add_distillation(const Pass& pass, const ppo::PolicyLossInputs& inputs, std::size_t step);
   void train_policy(const Indices& samples, const Pass& pass, std::size_t step);
   void measure_mismatch(const ppo::PolicyLossInputs& inputs);
   void train_critic(const Indices& samples, const Pass& pass, std::size_t step);
+  void measure_objectives(Metrics& out) const;
   double learning_rate(const ppo::OptimizerOptions& options) const;
   std::string prompt_ids(const Indices& samples) const;
 
@@ -90,9 +101,10 @@ class PpoIteration {
   const PpoSetting& setting_;
   ppo::PpoOptions algorithm_;  ///< the setting's, with the rollout's limit filled in
   PpoModels& models_;
-  ppo::KlController& kl_;
+  PpoState& state_;
   std::int64_t iteration_;
   std::vector<PpoResponse>& responses_;
+  std::vector<SampledResponse>& greedy_responses_;
   bool whole_batch_;
 
   std::deque<ppo::Experience> parts_;  ///< of groups, until the batch is complete

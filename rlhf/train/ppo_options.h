@@ -17,6 +17,7 @@ struct PpoStageOptions {
       1024;  ///< prompt and response tokens of one forward/backward pass
   config::MemorySize trunk_cache{std::uint64_t{256} << 20, {}};  ///< see visit_fields
   double reward_model_weight = 0;  ///< weight of the reward model's score beside the rules
+  bool step_rewards = false;       ///< a step's reward at its last token, instead of one score at the end
   OldLogProbs old_log_probs = OldLogProbs::kAuto;
   CriticInit critic_init = CriticInit::kPolicy;
   ItemOrder prompt_order = ItemOrder::kShuffled;
@@ -34,6 +35,8 @@ struct PpoStageOptions {
         "once an epoch; a larger batch computes them again, with equal results");
     v.field("reward_model_weight", reward_model_weight, "Weight of the reward model's score beside the rules",
             {-1e6, 1e6});
+    v.field("step_rewards", step_rewards,
+            "reward.target: steps - give each step's reward at its last token, not one score at the end");
     v.choice("old_log_probs", old_log_probs,
              {{"auto", OldLogProbs::kAuto},
               {"rollout", OldLogProbs::kRollout},
@@ -48,11 +51,14 @@ struct PpoStageOptions {
     v.field("samples_to_log", samples_to_log, "Responses written to samples/ per iteration", {0, 1e6});
     v.group("algorithm", algorithm, "PPO and its relatives; preset: NAME takes configs/presets/NAME.yaml");
   }
-  /// Refuses what the algorithm's functions know and the trainer does not feed them.
+  /// Reports combinations that cannot work.
   void validate(config::Problems& problems) const {
-    if (algorithm.advantage.greedy_baseline && reward_model_weight != 0)
-      problems.add("algorithm.advantage.greedy_baseline",
-                   "greedy responses are judged by the rules alone: set reward_model_weight to 0");
+    if (step_rewards && reward_model_weight == 0)
+      problems.add("step_rewards", "needs a reward_model_weight that is not 0");
+    if (step_rewards && algorithm.advantage.greedy_baseline)
+      problems.add("step_rewards", "algorithm.advantage.greedy_baseline compares scores of whole responses");
+    if (step_rewards && algorithm.reward.normalization != ppo::ScoreNormalization::kNone)
+      problems.add("step_rewards", "algorithm.reward.normalization looks at scores of whole responses");
     const bool corrects = algorithm.correction.level != ppo::CorrectionLevel::kOff ||
                           !algorithm.correction.rejection.empty();
     if (old_log_probs == OldLogProbs::kRollout && corrects)
