@@ -47,7 +47,7 @@ void PpoIteration::score(std::span<const std::size_t> samples) {
   check_staleness(samples);
   for (std::size_t i : samples) {
     models_.judges.judge_by_rules(responses_[i]);
-    responses_[i].scored.score = responses_[i].rule_score.total;
+    responses_[i].scored.score = setting_.options.rules_weight * responses_[i].rule_score.total;
   }
   const Indices all(samples.begin(), samples.end());
   if (!greedy_responses_.empty()) score_greedy(all);
@@ -259,7 +259,8 @@ void PpoIteration::score_greedy(const Indices& samples) {
   for (std::size_t i : samples) {
     const SampledResponse& greedy = greedy_responses_[responses_[i].scored.group];
     responses_[i].scored.greedy_score =
-        greedy.rule_score.total + setting_.options.reward_model_weight * greedy.model_score;
+        setting_.options.rules_weight * greedy.rule_score.total +
+        setting_.options.reward_model_weight * greedy.model_score;
   }
 }
 

@@ -16,6 +16,7 @@ struct PpoStageOptions {
   std::int64_t max_tokens_per_micro_batch =
       1024;  ///< prompt and response tokens of one forward/backward pass
   config::MemorySize trunk_cache{std::uint64_t{256} << 20, {}};  ///< see visit_fields
+  double rules_weight = 1;         ///< weight of the rules' score; 0 = they only watch
   double reward_model_weight = 0;  ///< weight of the reward model's score beside the rules
   bool step_rewards = false;       ///< a step's reward at its last token, instead of one score at the end
   OldLogProbs old_log_probs = OldLogProbs::kAuto;
@@ -33,6 +34,8 @@ struct PpoStageOptions {
         "trunk_cache", trunk_cache,
         "Memory for the frozen layers' results of a rollout batch, so that they are computed once and not "
         "once an epoch; a larger batch computes them again, with equal results");
+    v.field("rules_weight", rules_weight,
+            "Weight of the rules' score in what is learned; 0 = rules are only reported", {-1e6, 1e6});
     v.field("reward_model_weight", reward_model_weight, "Weight of the reward model's score beside the rules",
             {-1e6, 1e6});
     v.field("step_rewards", step_rewards,
@@ -53,6 +56,9 @@ struct PpoStageOptions {
   }
   /// Reports combinations that cannot work.
   void validate(config::Problems& problems) const {
+    if (rules_weight == 0 && reward_model_weight == 0 && algorithm.distillation.coefficient == 0)
+      problems.add("rules_weight", "is 0, and so are reward_model_weight and algorithm.distillation.coefficient: "
+                                   "there is nothing to learn from");
     if (step_rewards && reward_model_weight == 0)
       problems.add("step_rewards", "needs a reward_model_weight that is not 0");
     if (step_rewards && algorithm.advantage.greedy_baseline)

@@ -173,6 +173,7 @@ TEST_CASE("combinations in which an option would do nothing are refused") {
           "ppo.algorithm.samples_per_prompt: the token baselines compare responses of a prompt");
   refused({"ppo.algorithm.dynamic_sampling.enabled=true", "rewards=[]"},
           "ppo.algorithm.dynamic_sampling.enabled: looks at the spread of rule rewards");
+  refused({"ppo.rules_weight=0", "ppo.reward_model_weight=0"}, "ppo.rules_weight: is 0, and so are");
   refused({"ppo.step_rewards=true"}, "ppo.step_rewards: needs reward.target: steps");
   refused({"ppo.algorithm.distillation.coefficient=1"},
           "distillation.teacher: ppo.algorithm.distillation.coefficient needs a teacher");

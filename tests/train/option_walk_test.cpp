@@ -119,6 +119,7 @@ void add_batch(std::map<std::string, Walk>& w) {
 }
 
 void add_reward(std::map<std::string, Walk>& w) {
+  w["reward.normalization"] = {{}, {}, {}};
   w["reward.score.clip_min"] = {kGroup, {"null", "-0.1"}, {}};
   w["reward.score.clip_max"] = {kGroup, {"null", "0.5"}, {}};
   w["reward.score.missing_eos_penalty"] = {kGroup, {"null", "1"}, {}};
@@ -219,7 +220,9 @@ void add_policy(std::map<std::string, Walk>& w) {
   w["policy.entropy_aggregation"] = {
       kGroup + algorithm({"policy.entropy_coefficient=0.5", "policy.aggregation.mode=token_sum"}), {}, {}};
   w["policy.top_entropy_quantile"] = {kGroup, {"1", "0.3"}, {}};
-  w["policy.off_policy_threshold"] = {kGroup, {"null", "0.01"}, {}};
+  // In the only step of a batch the trainer has not moved: what is off policy is the sampler alone.
+  w["policy.off_policy_threshold"] = {
+      kGroup + algorithm({"epochs=1", "mini_batches=1"}), {"null", "0.01"}, {}};
 }
 
 void add_value(std::map<std::string, Walk>& w) {
@@ -227,6 +230,9 @@ void add_value(std::map<std::string, Walk>& w) {
   w["value.huber_delta"] = {algorithm({"value.error=huber"}), {"0.1", "0.2"}, {}};
   w["value.clip_range"] = {{}, {"0", "0.01"}, {}};
   w["value.coefficient"] = {{}, {"0.1", "1"}, {}};
+  const Overrides teacher = {"distillation.teacher=in this test"};
+  w["distillation.coefficient"] = {kGroup, {"0", "1"}, {{"1", teacher}}};
+  w["distillation.estimate"] = {kGroup + teacher + algorithm({"distillation.coefficient=1"}), {}, {}};
   w["value_positions"] = {{}, {}, {}};
   w["critic_update"] = {{}, {}, {{"none", algorithm({"advantage.form=reward_to_go"})}}};
 }
@@ -264,7 +270,9 @@ std::string records_of(const TinyData& data, const Overrides& overrides) {
     request.constraint.logit_bias = {{policy.end_token(), 3.5F}, {'a', 3.5F}};
   };
   const PpoSetting setting{task, options.rollout, options.ppo, context, options.schedule, bias};
-  PpoTrainer(policy, {&reference, nullptr, nullptr}, setting).run();
+  const LanguageModel teacher = LanguageModel::create(tiny_model(), {}, 99);
+  const bool distils = options.ppo.algorithm.distillation.coefficient > 0;
+  PpoTrainer(policy, {&reference, nullptr, nullptr, distils ? &teacher.parameters() : nullptr}, setting).run();
   return keeper.records;
 }
 
