@@ -185,13 +185,14 @@ void add_step_rewards(std::span<const ScoredResponse> responses, Experience& e) 
 void distil(const PpoOptions& options, std::span<const ScoredResponse> responses, Experience& e) {
   if (options.distillation.coefficient == 0) return;
   double kl = 0;
+  const auto tokens = static_cast<double>(count_tokens(e.rows()));
   for (std::size_t row = 0; row < responses.size(); ++row) {
     const ScoredResponse& r = responses[row];
     for (std::size_t t = 0; t < r.teacher_log_probs.size(); ++t) {
       const std::size_t at = e.offsets[row] + t;
       if (!e.mask[at]) continue;
       const double gap = r.log_probs[t] - r.teacher_log_probs[t];
-      kl += gap / static_cast<double>(count_tokens(e.rows()));
+      kl += gap / tokens;
       if (options.distillation.estimate == DistillationEstimate::kSampled)
         e.advantages[at] -= options.distillation.coefficient * gap;
     }
