@@ -57,8 +57,8 @@ struct LabelledResponse {
   std::int64_t line = 0;
 };
 
-/// `{"prompt", "response"}` ("completion" is accepted for it) with one of "score": x, "scores": [x, ...] (one per
-/// objective) and "step_scores": [x, ...] (one per step of the response).
+/// `{"prompt", "response"}` ("completion" is accepted for it) with one of "score": x, "scores": [x, ...] (one
+/// per objective) and "step_scores": [x, ...] (one per step of the response).
 struct RatedResponse {
   RankedResponse answer;
   std::vector<double> scores;

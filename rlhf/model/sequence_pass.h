@@ -64,12 +64,11 @@ class SequencePass {
   /// dozen rows, from the last forward.
   void log_distributions(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                          std::span<T> out);
-  /// Gets the log-probabilities [V] at temperature 1 of row `i` of those asked and sets `gradient` [V], d loss / d
-  /// logits. Called for several rows at once, from the threads of the pass.
-  using ToGradient =
-      std::function<void(std::size_t i, std::span<const T> log_probs, std::span<T> gradient)>;
-  /// Adds the gradient of a loss of whole distributions after `rows` to the head's gradient and to that of the
-  /// hidden states; after a forward that is kept for backward.
+  /// Gets the log-probabilities [V] at temperature 1 of row `i` of those asked and sets `gradient` [V], d
+  /// loss / d logits. Called for several rows at once, from the threads of the pass.
+  using ToGradient = std::function<void(std::size_t i, std::span<const T> log_probs, std::span<T> gradient)>;
+  /// Adds the gradient of a loss of whole distributions after `rows` to the head's gradient and to that of
+  /// the hidden states; after a forward that is kept for backward.
   void distributions_backward(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                               const ToGradient& to_gradient);
   /// Outputs of a score head at the given rows, row by row: its first `values.size() / rows.size()` labels.

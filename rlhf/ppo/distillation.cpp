@@ -18,8 +18,8 @@ double log_normalizer(std::span<const float> values, double temperature) {
 
 }  // namespace
 
-double reverse_kl(std::span<const float> log_p, std::span<const float> log_q, double temperature, double scale,
-                  std::span<float> gradient) {
+double reverse_kl(std::span<const float> log_p, std::span<const float> log_q, double temperature,
+                  double scale, std::span<float> gradient) {
   RLHF_CHECK(!log_p.empty() && log_q.size() == log_p.size(), "reverse KL: ", log_p.size(),
              " probabilities of the policy and ", log_q.size(), " of the teacher");
   RLHF_CHECK(gradient.empty() || gradient.size() == log_p.size(), "reverse KL: room for ", gradient.size(),

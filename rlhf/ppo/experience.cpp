@@ -71,8 +71,7 @@ Experience lay_out(const PpoOptions& options, std::span<const ScoredResponse> re
 }
 
 // KL estimate per token, 0 where no reference was given. The policy here is the one before the update.
-std::vector<double> token_kl(const KlEstimatorOptions& estimator,
-                             std::span<const ScoredResponse> responses) {
+std::vector<double> token_kl(const KlEstimatorOptions& estimator, std::span<const ScoredResponse> responses) {
   std::vector<double> kl;
   for (const ScoredResponse& r : responses) {
     for (std::size_t t = 0; t < r.log_probs.size(); ++t) {
@@ -80,8 +79,7 @@ std::vector<double> token_kl(const KlEstimatorOptions& estimator,
         kl.push_back(0);
       } else {
         kl.push_back(
-            estimate_kl(estimator, {r.log_probs[t], r.reference_log_probs[t], r.log_probs[t]})
-                .value);
+            estimate_kl(estimator, {r.log_probs[t], r.reference_log_probs[t], r.log_probs[t]}).value);
       }
     }
   }
@@ -134,7 +132,8 @@ std::vector<double> baselined_scores(const PpoOptions& options, Experience& e,
   if (group.baseline != GroupBaseline::kNone || group.scale != GroupScale::kNone) {
     scores = group_advantages(group, {scores, groups, lengths});
   }
-  return options.reward.clip_stage == ScoreClipStage::kAfterBaseline ? clip_scores(options, scores, e) : scores;
+  return options.reward.clip_stage == ScoreClipStage::kAfterBaseline ? clip_scores(options, scores, e)
+                                                                     : scores;
 }
 
 // Copies token values into rows that may have one more position; the extra one gets 0.

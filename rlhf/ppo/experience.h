@@ -18,8 +18,9 @@ struct ScoredResponse {
   /// n, or n + 1 with a value after the last token, or empty without a critic. TRL has n + 1 wherever the
   /// response is shorter than the limit: the slot after its last token receives the score.
   std::vector<double> values;
-  std::vector<std::uint8_t> mask;      ///< n: 1 = chosen by the policy; empty = all
-  std::vector<double> teacher_log_probs;  ///< n: log-probs of the teacher, or empty; only read by distillation
+  std::vector<std::uint8_t> mask;  ///< n: 1 = chosen by the policy; empty = all
+  std::vector<double>
+      teacher_log_probs;               ///< n: log-probs of the teacher, or empty; only read by distillation
   std::vector<double> step_rewards;    ///< n, added to the token rewards as they are; empty = none
   std::vector<double> sum_pi_squared;  ///< n, or empty; only read by the token baselines
   double score = 0;                    ///< reward of the response

@@ -96,12 +96,13 @@ struct RewardOptions {
 
   template <class V>
   void visit_fields(V& v) {
-    v.choice("normalization", normalization,
-             {{"none", ScoreNormalization::kNone},
-              {"running", ScoreNormalization::kRunning},
-              {"reference", ScoreNormalization::kReference}},
-             "What scores are measured against: nothing, all scores of the run so far, or the mean of the policy "
-             "before the stage");
+    v.choice(
+        "normalization", normalization,
+        {{"none", ScoreNormalization::kNone},
+         {"running", ScoreNormalization::kRunning},
+         {"reference", ScoreNormalization::kReference}},
+        "What scores are measured against: nothing, all scores of the run so far, or the mean of the policy "
+        "before the stage");
     v.group("score", score, "Penalty and clip of the score of a response");
     v.choice("clip_stage", clip_stage,
              {{"before_baseline", ScoreClipStage::kBeforeBaseline},

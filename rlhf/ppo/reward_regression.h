@@ -12,7 +12,8 @@ struct RegressionResult {
 };
 
 /// Squared error of a reward model's outputs. Steps and objectives of an answer count one by one.
-/// @throws InvalidArgument on no numbers, sizes that do not fit or a target that is not finite (its place named)
+/// @throws InvalidArgument on no numbers, sizes that do not fit or a target that is not finite (its place
+/// named)
 RegressionResult regression_loss(std::span<const double> outputs, std::span<const double> targets);
 
 /// How well predictions follow their targets.

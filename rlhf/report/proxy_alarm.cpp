@@ -45,8 +45,8 @@ std::optional<std::string> ProxyAlarm::observe(std::int64_t step, double proxy, 
     rule_.pop_front();
   }
   const Shift model = shift_of(proxy_, kWindow), rules = shift_of(rule_, kWindow);
-  const bool sign = model.significant && rules.significant && model.after > model.before &&
-                    rules.after < rules.before;
+  const bool sign =
+      model.significant && rules.significant && model.after > model.before && rules.after < rules.before;
   const bool warn = sign && quiet_ >= kWindow;
   quiet_ = sign ? 0 : quiet_ + 1;
   if (!warn) return {};

@@ -7,11 +7,12 @@
 
 namespace rlhf {
 
-/// Watches a proxy reward (a reward model) beside the reward it stands for (rules), step by step, and says when the
-/// first rises while the second falls: the sign of reward hacking (Gao et al. 2023, arXiv 2210.10760).
+/// Watches a proxy reward (a reward model) beside the reward it stands for (rules), step by step, and says
+/// when the first rises while the second falls: the sign of reward hacking (Gao et al. 2023, arXiv
+/// 2210.10760).
 ///
-/// The last `kWindow` steps are compared with the `kWindow` before them. A mean has moved when the difference is
-/// more than twice its standard error. Warns again only after as many steps without the sign.
+/// The last `kWindow` steps are compared with the `kWindow` before them. A mean has moved when the difference
+/// is more than twice its standard error. Warns again only after as many steps without the sign.
 class ProxyAlarm {
  public:
   static constexpr std::size_t kWindow = 8;

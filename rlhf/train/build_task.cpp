@@ -299,8 +299,8 @@ LanguageModel load_policy(const RunOptions& options) {
 
 TaskData build_task(const RunOptions& options, const LanguageModel& model) {
   TaskData data;
-  data.reward_reading = RewardReading(options.reward.reading,
-                                      model.has_tokenizer() ? &model.tokenizer() : nullptr, model.end_tokens());
+  data.reward_reading = RewardReading(
+      options.reward.reading, model.has_tokenizer() ? &model.tokenizer() : nullptr, model.end_tokens());
   switch (options.data.source) {
     case DataSource::kFinanceDesk:
       build_finance_desk(options, model, data);

@@ -46,7 +46,8 @@ struct Evaluation {
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
                     const RolloutOptions& rollout, std::uint32_t draws, const StageContext& context);
 
-/// Adds the scores that `reading` makes of a reward model's outputs for the first `cases_per_task` responses of each task (0 = all).
+/// Adds the scores that `reading` makes of a reward model's outputs for the first `cases_per_task` responses
+/// of each task (0 = all).
 void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
                       const RewardReading& reading, std::int64_t cases_per_task, const StageContext& context);
 

@@ -77,7 +77,8 @@ void GroupSampler::judge(std::vector<ResponseGroup>& groups) {
   if (judges_.reward_model_weight == 0) return;
   constexpr std::int64_t kTokensPerPass = 2048;
   SequencePass<float> pass(judges_.reward_model->config(), context_.compute);
-  const auto outputs = read_outputs(pass, judges_.reward_model->weights(), data_.reward_reading, answers, kTokensPerPass);
+  const auto outputs =
+      read_outputs(pass, judges_.reward_model->weights(), data_.reward_reading, answers, kTokensPerPass);
   for (std::size_t i = 0; i < all.size(); ++i) {
     all[i]->model_score = data_.reward_reading.score(outputs[i]);
     all[i]->score += judges_.reward_model_weight * all[i]->model_score;

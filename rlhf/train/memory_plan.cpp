@@ -20,8 +20,8 @@ std::uint64_t bytes_of(std::int64_t count, std::uint64_t size) {
   return static_cast<std::uint64_t>(count) * size;
 }
 
-// Most tokens of a pass, and most sequences in it: 16 tokens of its own or more in the mean. A sequence is never
-// cut.
+// Most tokens of a pass, and most sequences in it: 16 tokens of its own or more in the mean. A sequence is
+// never cut.
 PassShape shape_of(std::int64_t tokens, std::int64_t sequences) {
   return PassShape::at_most(tokens, std::min(sequences, 1 + tokens / kernels::kBlockTokens));
 }

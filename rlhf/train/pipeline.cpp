@@ -191,7 +191,8 @@ void Pipeline::train_reward_model() {
     if (options_.reward.reading.target == RewardTarget::kPairs)
       run_reward_model(*reward_model_, data_.train_pairs, options_.reward, context());
     else
-      run_reward_rating(*reward_model_, data_.train_ratings, data_.reward_reading, options_.reward, context());
+      run_reward_rating(*reward_model_, data_.train_ratings, data_.reward_reading, options_.reward,
+                        context());
     save_final("reward", *reward_model_);
   }
   judge_reward_model();
@@ -210,10 +211,10 @@ void Pipeline::judge_reward_model() {
       results_.emplace_back("reward_model/squared_error" + of, quality[k].mean_squared_error);
       results_.emplace_back("reward_model/correlation" + of, quality[k].correlation);
       results_.emplace_back("reward_model/rating_calibration_error" + of, quality[k].calibration_error);
-      observer_.message(LogLevel::kInfo,
-                        concat("reward model", of, ": squared error ", quality[k].mean_squared_error,
-                               ", correlation ", quality[k].correlation, " over ", quality[k].count,
-                               " held-out numbers"));
+      observer_.message(
+          LogLevel::kInfo,
+          concat("reward model", of, ": squared error ", quality[k].mean_squared_error, ", correlation ",
+                 quality[k].correlation, " over ", quality[k].count, " held-out numbers"));
     }
   }
   if (data_.held_out_pairs.empty()) return;

@@ -59,7 +59,7 @@ struct PpoResponse : SampledResponse {
 
 /// The samples of an iteration, filled by the generate lane.
 struct PpoSamples {
-  std::vector<PpoResponse>& responses;  ///< group by group
+  std::vector<PpoResponse>& responses;   ///< group by group
   std::vector<SampledResponse>& greedy;  ///< ReMax: one of each group; else empty
 };
 

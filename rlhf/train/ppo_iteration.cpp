@@ -293,9 +293,9 @@ void PpoIteration::add_distillation(const Pass& pass, const ppo::PolicyLossInput
   std::vector<double> weights =
       ppo::aggregation_weights(algorithm_.policy.aggregation, inputs.rows, inputs.context);
   for (double& weight : weights) weight *= algorithm_.distillation.coefficient;
-  updates_[step].losses["loss/distillation"] += models_.teacher->add_reverse_kl(
-      models_.pass, models_.policy.parameters().weights(), pass.rows, pass.targets, weights,
-      setting_.rollout.sampling.temperature);
+  updates_[step].losses["loss/distillation"] +=
+      models_.teacher->add_reverse_kl(models_.pass, models_.policy.parameters().weights(), pass.rows,
+                                      pass.targets, weights, setting_.rollout.sampling.temperature);
 }
 
 void PpoIteration::train_critic(const Indices& samples, const Pass& pass, std::size_t step) {

@@ -117,8 +117,7 @@ std::vector<double> PpoIteration::squared_probabilities(const DecoderWeights<flo
                                                         const Pass& pass) {
   std::vector<std::int64_t> rows;
   for (const TokenTarget& target : pass.targets) rows.push_back(target.row);
-  return sums_of_squared_probabilities(models_.pass, weights, rows,
-                                       setting_.rollout.sampling.temperature);
+  return sums_of_squared_probabilities(models_.pass, weights, rows, setting_.rollout.sampling.temperature);
 }
 
 std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, const PackedRows& packed,
@@ -140,8 +139,7 @@ void PpoIteration::score_by_models(const Indices& samples) {
   if (models_.reference)
     give(samples, log_probs(models_.reference->weights(), pass), &ppo::ScoredResponse::reference_log_probs);
   if (models_.teacher)
-    give(samples,
-         models_.teacher->log_probs(pass.rows, pass.targets, setting_.rollout.sampling.temperature),
+    give(samples, models_.teacher->log_probs(pass.rows, pass.targets, setting_.rollout.sampling.temperature),
          &ppo::ScoredResponse::teacher_log_probs);
   if (models_.reward) score_by_reward_model(samples, pass);
   if (models_.critic) score_by_critic(samples, pass);
@@ -258,9 +256,8 @@ void PpoIteration::score_greedy(const Indices& samples) {
   }
   for (std::size_t i : samples) {
     const SampledResponse& greedy = greedy_responses_[responses_[i].scored.group];
-    responses_[i].scored.greedy_score =
-        setting_.options.rules_weight * greedy.rule_score.total +
-        setting_.options.reward_model_weight * greedy.model_score;
+    responses_[i].scored.greedy_score = setting_.options.rules_weight * greedy.rule_score.total +
+                                        setting_.options.reward_model_weight * greedy.model_score;
   }
 }
 

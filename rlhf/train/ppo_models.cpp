@@ -16,7 +16,8 @@ const ppo::OptimizerOptions& critic_optimizer_options(const ppo::PpoOptions& alg
 void check_inputs(const FrozenModels& frozen, const TaskData& data, const PpoStageOptions& options) {
   RLHF_CHECK(!data.train_prompts.empty(), "ppo: there are no prompts");
   const bool distils = options.algorithm.distillation.coefficient > 0;
-  RLHF_CHECK(!distils || frozen.teacher, "ppo: algorithm.distillation has a coefficient but there is no teacher");
+  RLHF_CHECK(!distils || frozen.teacher,
+             "ppo: algorithm.distillation has a coefficient but there is no teacher");
   // A teacher grades tokens: then there may be no other judge.
   const Judges judges{data, frozen.reward, options.reward_model_weight};
   if (!distils || options.reward_model_weight != 0) judges.check("ppo");

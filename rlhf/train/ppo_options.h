@@ -57,16 +57,17 @@ struct PpoStageOptions {
   /// Reports combinations that cannot work.
   void validate(config::Problems& problems) const {
     if (rules_weight == 0 && reward_model_weight == 0 && algorithm.distillation.coefficient == 0)
-      problems.add("rules_weight", "is 0, and so are reward_model_weight and algorithm.distillation.coefficient: "
-                                   "there is nothing to learn from");
+      problems.add("rules_weight",
+                   "is 0, and so are reward_model_weight and algorithm.distillation.coefficient: "
+                   "there is nothing to learn from");
     if (step_rewards && reward_model_weight == 0)
       problems.add("step_rewards", "needs a reward_model_weight that is not 0");
     if (step_rewards && algorithm.advantage.greedy_baseline)
       problems.add("step_rewards", "algorithm.advantage.greedy_baseline compares scores of whole responses");
     if (step_rewards && algorithm.reward.normalization != ppo::ScoreNormalization::kNone)
       problems.add("step_rewards", "algorithm.reward.normalization looks at scores of whole responses");
-    const bool corrects = algorithm.correction.level != ppo::CorrectionLevel::kOff ||
-                          !algorithm.correction.rejection.empty();
+    const bool corrects =
+        algorithm.correction.level != ppo::CorrectionLevel::kOff || !algorithm.correction.rejection.empty();
     if (old_log_probs == OldLogProbs::kRollout && corrects)
       problems.add("old_log_probs",
                    "rollout leaves algorithm.correction no difference to look at; use auto or recompute");

@@ -13,7 +13,7 @@ namespace rlhf {
 /// Training of a reward model, on pairs or on ratings.
 struct RewardModelOptions {
   double epochs = 1;
-  std::int64_t max_steps = 0;  ///< optimizer steps; 0 = as epochs says
+  std::int64_t max_steps = 0;        ///< optimizer steps; 0 = as epochs says
   std::int64_t pairs_per_step = 16;  ///< or rated answers
   std::int64_t max_tokens_per_micro_batch = 2048;
   RewardReadingOptions reading;

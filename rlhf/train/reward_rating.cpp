@@ -13,7 +13,8 @@ using Pass = SequencePass<float>;
 constexpr std::size_t kCalibrationBins = 10;
 constexpr std::int64_t kTokensPerPass = 2048;
 
-// Adds the gradient of the micro-batch's share of the mean over `numbers_in_step`. Returns its share of the loss.
+// Adds the gradient of the micro-batch's share of the mean over `numbers_in_step`. Returns its share of the
+// loss.
 double train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
                          const std::vector<const RatedExample*>& rated, std::size_t num_outputs,
                          std::size_t numbers_in_step) {

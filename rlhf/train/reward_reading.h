@@ -41,11 +41,10 @@ struct RewardReadingOptions {
 
   template <class V>
   void visit_fields(V& v) {
-    v.choice("target", target,
-             {{"pairs", RewardTarget::kPairs},
-              {"scores", RewardTarget::kScores},
-              {"steps", RewardTarget::kSteps}},
-             "What is learned: the order of pairs, scores of answers, or scores of the steps of answers");
+    v.choice(
+        "target", target,
+        {{"pairs", RewardTarget::kPairs}, {"scores", RewardTarget::kScores}, {"steps", RewardTarget::kSteps}},
+        "What is learned: the order of pairs, scores of answers, or scores of the steps of answers");
     v.list("objectives", objectives,
            "target: scores - the numbers under \"scores\" of a record, in order; empty = a single \"score\"");
     v.field("step_separator", step_separator, "target: steps - text that ends a step of an answer");

@@ -43,8 +43,7 @@ const char* to_string(Stage stage) {
 }
 
 bool RunOptions::needs_pairs() const {
-  return (has_stage(Stage::kReward) && !needs_ratings()) ||
-         (has_stage(Stage::kPreference) && !has_labels());
+  return (has_stage(Stage::kReward) && !needs_ratings()) || (has_stage(Stage::kPreference) && !has_labels());
 }
 
 bool RunOptions::needs_ratings() const {
@@ -141,8 +140,8 @@ void RunOptions::validate(config::Problems& problems) const {
     problems.add("distillation.teacher", has_teacher()
                                              ? "ppo.algorithm.distillation.coefficient needs a teacher"
                                              : "is not used: ppo.algorithm.distillation.coefficient is 0");
-  if (has_stage(Stage::kPpo) && ppo.algorithm.dynamic_sampling.enabled &&
-      data.source == DataSource::kFiles && rewards.empty())
+  if (has_stage(Stage::kPpo) && ppo.algorithm.dynamic_sampling.enabled && data.source == DataSource::kFiles &&
+      rewards.empty())
     problems.add("ppo.algorithm.dynamic_sampling.enabled",
                  "looks at the spread of rule rewards, and there are none: give rewards");
   const char* whole_batch = ppo::whole_batch_key(ppo.algorithm);

@@ -9,8 +9,8 @@
 
 namespace rlhf {
 
-/// Loads the teacher of a distillation, frozen. @throws InvalidArgument unless its tokens are the policy's: size
-/// of the vocabulary, and the bytes of every token where both have a tokenizer; IoError
+/// Loads the teacher of a distillation, frozen. @throws InvalidArgument unless its tokens are the policy's:
+/// size of the vocabulary, and the bytes of every token where both have a tokenizer; IoError
 LanguageModel load_teacher(const std::filesystem::path& path, const LanguageModel& policy);
 /// The check of load_teacher. `name` is the teacher's, for messages.
 void require_same_tokens(const std::string& name, const LanguageModel& teacher, const LanguageModel& policy);

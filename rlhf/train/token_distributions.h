@@ -9,8 +9,8 @@
 
 namespace rlhf {
 
-/// Calls `visit(i, log_p)` with the log-probabilities [V] at temperature 1 after rows[i] of the last forward of
-/// `pass`, for every i in order. A few dozen rows of the vocabulary are held at a time.
+/// Calls `visit(i, log_p)` with the log-probabilities [V] at temperature 1 after rows[i] of the last forward
+/// of `pass`, for every i in order. A few dozen rows of the vocabulary are held at a time.
 void for_each_distribution(SequencePass<float>& pass, const DecoderWeights<float>& weights,
                            std::span<const std::int64_t> rows,
                            const std::function<void(std::size_t, std::span<const float>)>& visit);

@@ -55,7 +55,8 @@ bool is_algorithm(const std::string& path) {
   for (const char* section :
        {"ppo.algorithm.", "ppo.old_log_probs", "preference.loss.", "preference.unpaired.",
         "online_preference.loss.", "rejection_sampling.keep", "rejection_sampling.min_score", "reward.kind",
-        "reward.centring", "reward.target", "reward.objectives[].", "reward.step_", "ppo.step_rewards", "rollout.sampling.", "rewards[]."})
+        "reward.centring", "reward.target", "reward.objectives[].", "reward.step_", "ppo.step_rewards",
+        "rollout.sampling.", "rewards[]."})
     if (path.starts_with(section)) return true;
   return false;
 }

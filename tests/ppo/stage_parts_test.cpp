@@ -181,7 +181,8 @@ TEST_CASE("reverse KL and its gradient: plain sums and central differences in do
     }
   }
   const std::vector<float> two(2), three(3);
-  CHECK_THROWS_WITH(reverse_kl(two, three, 1, 1, {}), ContainsSubstring("2 probabilities of the policy and 3"));
+  CHECK_THROWS_WITH(reverse_kl(two, three, 1, 1, {}),
+                    ContainsSubstring("2 probabilities of the policy and 3"));
   CHECK_THROWS_WITH(reverse_kl(two, two, 0, 1, {}), ContainsSubstring("temperature is 0"));
 }
 
@@ -198,7 +199,8 @@ TEST_CASE("squared error, correlation and calibration of predicted scores, by ha
   // Bins {1, 2} and {3, 4}: |0 + 2| + |-1 + 1| over 4.
   CHECK(quality.calibration_error == Approx(0.5));
   CHECK(regression_quality(outputs, std::vector<double>(4, 2.0), 2).correlation == 0);
-  CHECK_THROWS_WITH(regression_loss(outputs, std::vector<double>{1}), ContainsSubstring("4 outputs for 1 targets"));
+  CHECK_THROWS_WITH(regression_loss(outputs, std::vector<double>{1}),
+                    ContainsSubstring("4 outputs for 1 targets"));
   CHECK_THROWS_WITH(regression_loss(std::vector<double>{1}, std::vector<double>{std::nan("")}),
                     ContainsSubstring("target 0 is nan"));
 }

@@ -9,7 +9,8 @@ using namespace rlhf;
 
 namespace {
 
-// Steps at which the alarm warns over `steps` steps of a mean that moves at step 40, with noise of deviation 1.
+// Steps at which the alarm warns over `steps` steps of a mean that moves at step 40, with noise of
+// deviation 1.
 std::vector<std::int64_t> warnings(double proxy_jump, double rule_jump, std::int64_t steps = 80) {
   RandomStream random(4);
   ProxyAlarm alarm;
@@ -44,6 +45,7 @@ TEST_CASE("the alarm says what has moved, and is silent before it has two window
   for (at = 9; at <= 16 && !warning; ++at) warning = alarm.observe(at, 2, 4);
   REQUIRE(warning);
   CHECK(at - 1 == 16);
-  CHECK_THAT(*warning, ContainsSubstring("step 16: over the last 8 steps the reward model's score rose from 1 to 2 "
-                                         "while the rule reward fell from 5 to 4"));
+  CHECK_THAT(*warning,
+             ContainsSubstring("step 16: over the last 8 steps the reward model's score rose from 1 to 2 "
+                               "while the rule reward fell from 5 to 4"));
 }

@@ -1,4 +1,5 @@
-// On-policy distillation: exact reverse KL against central differences, and a student that comes near its teacher.
+// On-policy distillation: exact reverse KL against central differences, and a student that comes near its
+// teacher.
 #include <algorithm>
 #include <cmath>
 
@@ -26,7 +27,8 @@ NewModelOptions larger_model() {
 
 // log softmax(logits / temperature) at every row, in double.
 std::vector<std::vector<double>> double_distributions(const Parameters<double>& parameters,
-                                                      const std::vector<TokenId>& tokens, double temperature) {
+                                                      const std::vector<TokenId>& tokens,
+                                                      double temperature) {
   ThreadPool pool(1);
   SequencePass<double> pass(parameters.config(), Compute<double>(pool, kernels::CpuIsa::kBaseline));
   const PackedRows packed({tokens});
@@ -58,7 +60,8 @@ void check_exact_kl(const KlSetting& setting) {
   Parameters<float> student(config, {}, nullptr);
   student.initialise(3, 0.4);
   const LanguageModel teacher = LanguageModel::create(larger_model(), {}, 5);
-  Parameters<double> student_double = to_double(student, {}), teacher_double = to_double(teacher.parameters(), {});
+  Parameters<double> student_double = to_double(student, {}),
+                     teacher_double = to_double(teacher.parameters(), {});
   const std::vector<std::vector<TokenId>> sequences = {random_tokens(9, 1), random_tokens(14, 2)};
   const PackedRows packed({sequences[0], sequences[1]});
   std::vector<TokenTarget> targets;
@@ -131,8 +134,10 @@ TEST_CASE("a student comes near its teacher on its own samples, with either esti
   for (const std::string estimate : {"sampled", "exact"}) {
     const auto options = data.options(
         "run_" + estimate,
-        {"stages=[ppo]", "rewards=[]", "ppo.iterations=40", "ppo.reward_model_weight=0", "ppo.critic_init=policy",
-         "ppo.algorithm={samples_per_prompt: 8, prompts_per_step: 5, epochs: 1, mini_batches: 1, critic_update: none, "
+        {"stages=[ppo]", "rewards=[]", "ppo.iterations=40", "ppo.reward_model_weight=0",
+         "ppo.critic_init=policy",
+         "ppo.algorithm={samples_per_prompt: 8, prompts_per_step: 5, epochs: 1, mini_batches: 1, "
+         "critic_update: none, "
          "value_positions: tokens, kl: {placement: none}, advantage: {form: reward_to_go, whitening: none}, "
          "optimizer: {learning_rate: 0.02, schedule: {shape: constant}}}",
          "ppo.algorithm.distillation={coefficient: 1, estimate: " + estimate + "}",
@@ -157,8 +162,8 @@ TEST_CASE("a teacher with other tokens is refused") {
                     ContainsSubstring("distillation.teacher: letters: has a vocabulary of"));
   CHECK_NOTHROW(require_same_tokens("larger", LanguageModel::create(larger_model(), {}, 4), policy));
   const TinyData data;
-  const auto options = data.options(
-      "run", {"ppo.algorithm.distillation.coefficient=1", "distillation.teacher=" + data.path("absent").string()});
+  const auto options = data.options("run", {"ppo.algorithm.distillation.coefficient=1",
+                                            "distillation.teacher=" + data.path("absent").string()});
   Watcher watcher(nullptr);
   CHECK_THROWS_WITH(Pipeline(options, {}, watcher), ContainsSubstring("absent"));
 }

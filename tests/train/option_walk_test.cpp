@@ -1,5 +1,5 @@
-// Every key of ppo.algorithm must do something: a tiny run is made with each of its values, and what was sampled
-// and what was learned must differ. An option that the trainer reads and forgets is found here.
+// Every key of ppo.algorithm must do something: a tiny run is made with each of its values, and what was
+// sampled and what was learned must differ. An option that the trainer reads and forgets is found here.
 #include <cmath>
 #include <map>
 #include <set>
@@ -19,7 +19,7 @@ using Overrides = std::vector<std::string>;
 /// A key, the setting in which it matters, and the values to tell apart.
 struct Walk {
   Overrides setting;
-  std::vector<std::string> values;              ///< empty: all choices of the key
+  std::vector<std::string> values;               ///< empty: all choices of the key
   std::map<std::string, Overrides> value_needs;  ///< what one value needs besides
 };
 
@@ -35,16 +35,12 @@ class RecordKeeper : public RunObserver {
 const Overrides kCommon = {"stages=[ppo]",
                            "rewards=[{type: length, min_tokens: 2, max_tokens: 4, slope_tokens: 3}, {type: "
                            "regex, pattern: '[a-m]', weight: 2}]",
-                           "ppo.iterations=3",
-                           "ppo.reward_model_weight=0",
-                           "ppo.critic_init=policy",
-                           "ppo.old_log_probs=recompute",
-                           "ppo.algorithm.samples_per_prompt=4",
+                           "ppo.iterations=3", "ppo.reward_model_weight=0", "ppo.critic_init=policy",
+                           "ppo.old_log_probs=recompute", "ppo.algorithm.samples_per_prompt=4",
                            "ppo.algorithm.kl.controller.kind=fixed",
                            "ppo.algorithm.optimizer.learning_rate=0.02",
                            // Else Adam's steps would not depend on the scale of the gradient.
-                           "ppo.algorithm.optimizer.epsilon=0.1",
-                           "ppo.algorithm.optimizer.max_grad_norm=0"};
+                           "ppo.algorithm.optimizer.epsilon=0.1", "ppo.algorithm.optimizer.max_grad_norm=0"};
 
 Overrides operator+(Overrides left, const Overrides& right) {
   left.insert(left.end(), right.begin(), right.end());
@@ -61,11 +57,11 @@ Overrides algorithm(const Overrides& keys) {
 const Overrides kGroup =
     algorithm({"critic_update=none", "value_positions=tokens", "kl.placement=none", "advantage.form=sequence",
                "advantage.whitening=none", "advantage.group.baseline=mean", "advantage.group.scale=group"});
-const Overrides kReinforce = kGroup + algorithm({"advantage.form=reward_to_go",
-                                                 "advantage.group.baseline=none",
-                                                 "advantage.group.scale=none"});
-const Overrides kSeparate = algorithm({"critic_update=separate", "critic_optimizer.epsilon=0.1",
-                                       "critic_optimizer.max_grad_norm=0"});
+const Overrides kReinforce =
+    kGroup +
+    algorithm({"advantage.form=reward_to_go", "advantage.group.baseline=none", "advantage.group.scale=none"});
+const Overrides kSeparate =
+    algorithm({"critic_update=separate", "critic_optimizer.epsilon=0.1", "critic_optimizer.max_grad_norm=0"});
 
 Overrides corrected(const Overrides& keys) {
   return kGroup + algorithm({"correction.level=token", "correction.mode=clip"}) + algorithm(keys);
@@ -98,7 +94,8 @@ void add_optimizer(std::map<std::string, Walk>& walks, const std::string& prefix
   add("schedule.stable_ratio", {"schedule.shape=warmup_stable_decay"}, {"0.3", "0.9"});
 }
 
-void add_aggregation(std::map<std::string, Walk>& walks, const std::string& prefix, const Overrides& setting) {
+void add_aggregation(std::map<std::string, Walk>& walks, const std::string& prefix,
+                     const Overrides& setting) {
   // Responses that train nothing tell "all responses" from "responses with tokens".
   walks[prefix + "mode"] = {setting + algorithm({"reward.mask_truncated=true"}), {}, {}};
   walks[prefix + "scale"] = {setting + algorithm({prefix + "mode=constant"}), {"0", "5"}, {}};
@@ -111,11 +108,10 @@ void add_batch(std::map<std::string, Walk>& w) {
   w["samples_per_prompt"] = {kGroup, {"4", "3"}, {}};
   w["epochs"] = {kGroup, {"1", "2"}, {}};
   w["mini_batches"] = {kGroup, {"1", "2"}, {}};
-  const Overrides ties = kGroup + Overrides{"rewards=[{type: regex, pattern: '[a-m]'}]"} +
-                         algorithm({"samples_per_prompt=2"});
+  const Overrides ties =
+      kGroup + Overrides{"rewards=[{type: regex, pattern: '[a-m]'}]"} + algorithm({"samples_per_prompt=2"});
   w["dynamic_sampling.enabled"] = {ties, {"false", "true"}, {}};
-  w["dynamic_sampling.max_rounds"] = {
-      ties + algorithm({"dynamic_sampling.enabled=true"}), {"1", "10"}, {}};
+  w["dynamic_sampling.max_rounds"] = {ties + algorithm({"dynamic_sampling.enabled=true"}), {"1", "10"}, {}};
 }
 
 void add_reward(std::map<std::string, Walk>& w) {
@@ -158,8 +154,7 @@ void add_advantage(std::map<std::string, Walk>& w) {
   w["advantage.greedy_baseline"] = {kReinforce, {"false", "true"}, {}};
   w["advantage.whitening"] = {{}, {}, {}};
   w["advantage.group.baseline"] = {kGroup + algorithm({"advantage.group.scale=none"}), {}, {}};
-  w["advantage.group.scale"] = {
-      kGroup + Overrides{"rewards=[{type: regex, pattern: '[a-m]'}]"}, {}, {}};
+  w["advantage.group.scale"] = {kGroup + Overrides{"rewards=[{type: regex, pattern: '[a-m]'}]"}, {}, {}};
   w["advantage.group.epsilon"] = {kGroup, {"1e-6", "0.5"}, {}};
   w["advantage.group.singletons"] = {
       kGroup + algorithm({"samples_per_prompt=1", "advantage.group.baseline=none"}), {}, {}};
@@ -272,14 +267,16 @@ std::string records_of(const TinyData& data, const Overrides& overrides) {
   const PpoSetting setting{task, options.rollout, options.ppo, context, options.schedule, bias};
   const LanguageModel teacher = LanguageModel::create(tiny_model(), {}, 99);
   const bool distils = options.ppo.algorithm.distillation.coefficient > 0;
-  PpoTrainer(policy, {&reference, nullptr, nullptr, distils ? &teacher.parameters() : nullptr}, setting).run();
+  PpoTrainer(policy, {&reference, nullptr, nullptr, distils ? &teacher.parameters() : nullptr}, setting)
+      .run();
   return keeper.records;
 }
 
 std::vector<config::FieldInfo> algorithm_fields() {
   std::vector<config::FieldInfo> fields;
   for (config::FieldInfo& field : config::list_fields<ppo::PpoOptions>())
-    if (!field.type.starts_with("group") && field.type != "list of groups") fields.push_back(std::move(field));
+    if (!field.type.starts_with("group") && field.type != "list of groups")
+      fields.push_back(std::move(field));
   return fields;
 }
 

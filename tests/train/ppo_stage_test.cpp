@@ -68,7 +68,8 @@ TEST_CASE("a cut response goes on from the critic's value of its last state") {
   const Parameters<double> in_double = to_double(critic, {});
   double last_value = 0;
   for (const std::string& text : ends.texts)
-    last_value += double_score(in_double, {text.begin(), text.end()}) / static_cast<double>(ends.texts.size());
+    last_value +=
+        double_score(in_double, {text.begin(), text.end()}) / static_cast<double>(ends.texts.size());
   CHECK(std::abs(last_value) > 0.01);
   CHECK(metric(goes_on.first, "advantage/mean", 0) - metric(ends.first, "advantage/mean", 0) ==
         Approx(last_value).epsilon(1e-4));
@@ -94,9 +95,11 @@ TEST_CASE("every run measures the sampler against the trainer before the weights
   CHECK(metric(filtered, "rollout/mismatch_k3_kl", 0) ==
         Approx(metric(filtered, "rollout_corr/k3_kl", 0)).epsilon(1e-5));
   // In bypass mode nothing is recomputed, and the mismatch is measured all the same.
-  const Metrics bypass = first("bypass", {"rollout.sampling.top_k=5", "ppo.algorithm.correction.bypass=true"});
+  const Metrics bypass =
+      first("bypass", {"rollout.sampling.top_k=5", "ppo.algorithm.correction.bypass=true"});
   CHECK(metric(bypass, "rollout_corr/kl", 1) == 0);
-  CHECK(metric(bypass, "rollout/mismatch_kl", 0) == Approx(metric(filtered, "rollout/mismatch_kl", 1)).epsilon(1e-5));
+  CHECK(metric(bypass, "rollout/mismatch_kl", 0) ==
+        Approx(metric(filtered, "rollout/mismatch_kl", 1)).epsilon(1e-5));
   CHECK(metric(bypass, "policy/ratio_mean", 1) < 0.5);  // pi / pi_sampler, where the others have 1
 }
 

@@ -140,7 +140,8 @@ TEST_CASE("the gradient of the squared error equals central differences: objecti
   for (std::size_t i = 0; i < 4; ++i) {
     const std::vector<TokenId> tokens = random_tokens(6 + 4 * i, 60 + i);
     const auto x = static_cast<double>(i);
-    scored.push_back({{tokens, std::vector<std::uint8_t>(tokens.size(), 1)}, {tokens.size() - 1}, {x, 1 - x}});
+    scored.push_back(
+        {{tokens, std::vector<std::uint8_t>(tokens.size(), 1)}, {tokens.size() - 1}, {x, 1 - x}});
     std::vector<TokenId> lines = bytes("ab\ncde\nf" + std::string(i, 'g'));
     const std::vector<std::uint8_t> mask(lines.size(), 1);
     const auto positions = steps.positions(lines, mask);
@@ -155,11 +156,12 @@ TEST_CASE("a reward model learns ratings, and the run tells how well") {
   std::string ratings, steps;
   for (const std::string word : {"buy", "sell", "hold", "wait"})
     for (int i = 0; i < 3; ++i) {
-      const std::string prompt = R"({"prompt": "on )" + std::string(1, static_cast<char>('a' + i)) + R"(: ", )";
+      const std::string prompt =
+          R"({"prompt": "on )" + std::string(1, static_cast<char>('a' + i)) + R"(: ", )";
       const double first = word < "hold" ? 1 : -1, second = word < "k" ? 0.5 : 2;
       ratings += prompt + concat(R"("response": ")", word, R"(", "scores": [)", first, ", ", second, "]}\n");
-      steps += prompt + concat(R"("response": ")", word, R"(\nthen )", word, R"(", "step_scores": [)", first, ", ",
-                               second, "]}\n");
+      steps += prompt + concat(R"("response": ")", word, R"(\nthen )", word, R"(", "step_scores": [)", first,
+                               ", ", second, "]}\n");
     }
   data.folder().write("ratings.jsonl", ratings);
   data.folder().write("steps.jsonl", steps);
@@ -190,9 +192,10 @@ TEST_CASE("a reward model learns ratings, and the run tells how well") {
         Approx(3 * metric(step, "reward/model/up", 0) - 0.5 * metric(step, "reward/model/size", 0)));
 
   const auto stepped = [&](const std::string& name, bool placed) {
-    return attempt(options("steps.jsonl", {"reward.target=steps", concat("ppo.step_rewards=", placed ? "true" : "false"),
-                                           "run.dir=" + data.path(name).string()}),
-                   PipelineSettings::Start::kFresh);
+    return attempt(
+        options("steps.jsonl", {"reward.target=steps", concat("ppo.step_rewards=", placed ? "true" : "false"),
+                                "run.dir=" + data.path(name).string()}),
+        PipelineSettings::Start::kFresh);
   };
   const Attempt as_score = stepped("as_score", false), placed = stepped("placed", true);
   CHECK(result(as_score.report, "reward_model/ratings") == 24);
@@ -208,7 +211,9 @@ TEST_CASE("a reward model learns ratings, and the run tells how well") {
 TEST_CASE("ratings that do not fit are refused with file, line and what was expected") {
   const TinyData data;
   const auto error_of = [&](const std::string& line, std::vector<std::string> overrides) {
-    data.folder().write("ratings.jsonl", R"({"prompt": "p", "response": "ok", "score": 1})" "\n" + line + "\n");
+    data.folder().write("ratings.jsonl", R"({"prompt": "p", "response": "ok", "score": 1})"
+                                         "\n" +
+                                             line + "\n");
     overrides.insert(overrides.end(),
                      {"stages=[reward]", "data.ratings_file=" + data.path("ratings.jsonl").string()});
     const RunOptions options = data.options("run", overrides);
@@ -220,8 +225,9 @@ TEST_CASE("ratings that do not fit are refused with file, line and what was expe
     return std::string("no error");
   };
   const std::vector<std::string> scores = {"reward.target=scores"};
-  CHECK_THAT(error_of(R"({"prompt": "p", "response": "r"})", scores),
-             ContainsSubstring("ratings.jsonl:2: expected one of \"score\", \"scores\" and \"step_scores\", got 0"));
+  CHECK_THAT(
+      error_of(R"({"prompt": "p", "response": "r"})", scores),
+      ContainsSubstring("ratings.jsonl:2: expected one of \"score\", \"scores\" and \"step_scores\", got 0"));
   CHECK_THAT(error_of(R"({"prompt": "p", "response": "r", "score": "good"})", scores),
              ContainsSubstring("ratings.jsonl:2: key \"score\": got \"good\", expected a number"));
   CHECK_THAT(error_of(R"({"prompt": "p", "response": "r", "score": NaN})", scores),
@@ -234,7 +240,8 @@ TEST_CASE("ratings that do not fit are refused with file, line and what was expe
              ContainsSubstring("\"step_scores\" need reward.target: steps"));
   CHECK_THAT(error_of(R"({"prompt": "p", "response": "r", "step_scores": [1]})", {"reward.target=steps"}),
              ContainsSubstring("ratings.jsonl:1: expected \"step_scores\""));
-  data.folder().write("steps.jsonl", R"({"prompt": "p", "response": "no separator", "step_scores": [1, 0]})" "\n");
+  data.folder().write("steps.jsonl", R"({"prompt": "p", "response": "no separator", "step_scores": [1, 0]})"
+                                     "\n");
   const RunOptions options = data.options("run", {"stages=[reward]", "reward.target=steps",
                                                   "data.ratings_file=" + data.path("steps.jsonl").string()});
   CHECK_THROWS_WITH(build_task(options, load_policy(options)),
@@ -263,7 +270,8 @@ TEST_CASE("normalised scores: the first batch has mean 0, and with running devia
         PipelineSettings::Start::kFresh);
     return run.steps.at({"ppo", 1});
   };
-  const Metrics plain = first_step("none"), running = first_step("running"), reference = first_step("reference");
+  const Metrics plain = first_step("none"), running = first_step("running"),
+                reference = first_step("reference");
   CHECK(metric(plain, "objective/scores", 0) == Approx(metric(plain, "reward/total", 1)));
   CHECK(std::abs(metric(plain, "objective/scores", 0)) > 0.01);
   for (const Metrics& metrics : {running, reference}) {
@@ -276,11 +284,12 @@ TEST_CASE("ReMax with a reward model: the greedy response is judged by it, too")
   const TinyData data;
   const auto largest_advantage = [&](const std::string& name, const std::string& temperature) {
     const auto options = data.options(
-        name, {"stages=[sft, reward, ppo]", "sft.max_steps=1", "ppo.iterations=1", "ppo.reward_model_weight=2",
-               "ppo.critic_init=policy", "ppo.algorithm.critic_update=none", "ppo.algorithm.kl.placement=none",
-               "ppo.algorithm.samples_per_prompt=20", "ppo.algorithm.value_positions=tokens",
-               "ppo.algorithm.advantage={form: reward_to_go, greedy_baseline: true, whitening: none}",
-               "rollout.sampling.temperature=" + temperature});
+        name,
+        {"stages=[sft, reward, ppo]", "sft.max_steps=1", "ppo.iterations=1", "ppo.reward_model_weight=2",
+         "ppo.critic_init=policy", "ppo.algorithm.critic_update=none", "ppo.algorithm.kl.placement=none",
+         "ppo.algorithm.samples_per_prompt=20", "ppo.algorithm.value_positions=tokens",
+         "ppo.algorithm.advantage={form: reward_to_go, greedy_baseline: true, whitening: none}",
+         "rollout.sampling.temperature=" + temperature});
     const Attempt run = attempt(options, PipelineSettings::Start::kFresh);
     CHECK(std::abs(metric(run.steps.at({"ppo", 1}), "reward/model", 0)) > 1e-4);
     return metric(run.steps.at({"ppo", 1}), "advantage/abs_max", -1);
