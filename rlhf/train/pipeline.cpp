@@ -127,7 +127,10 @@ RunReport Pipeline::run() {
   }
   const auto sft = std::ranges::find(evaluations_, std::string("sft"), &Evaluation::name);
   if (sft != evaluations_.end()) final_is_worse_ = mean_score(evaluations_.back()) < mean_score(*sft);
-  return make_report();
+  RunReport report = make_report();
+  for (std::size_t i = warnings_.size(); i < report.warnings.size(); ++i)
+    observer_.message(LogLevel::kWarning, report.warnings[i]);  // the others are in the log already
+  return report;
 }
 
 void Pipeline::run_stage(Stage stage) {
