@@ -31,7 +31,7 @@ struct Shift {
 Shift shift_of(const std::deque<double>& values, std::size_t window) {
   const Moments before = moments(values, 0, window), after = moments(values, window, window);
   const double error = std::sqrt(before.squared_error + after.squared_error);
-  return {before.mean, after.mean, std::abs(after.mean - before.mean) > 2 * error};
+  return {before.mean, after.mean, std::abs(after.mean - before.mean) > 3 * error};
 }
 
 }  // namespace

@@ -12,7 +12,8 @@ namespace rlhf {
 /// 2210.10760).
 ///
 /// The last `kWindow` steps are compared with the `kWindow` before them. A mean has moved when the difference
-/// is more than twice its standard error. Warns again only after as many steps without the sign.
+/// is more than three times its standard error (by chance 1 time in 200 where steps are independent). Warns
+/// again only after as many steps without the sign.
 class ProxyAlarm {
  public:
   static constexpr std::size_t kWindow = 8;
