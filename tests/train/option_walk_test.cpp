@@ -83,7 +83,7 @@ void add_optimizer(std::map<std::string, Walk>& walks, const std::string& prefix
   add("epsilon", {}, {"0.1", "0.2"});
   add("weight_decay", {}, {"0", "0.5"});
   add("max_grad_norm", {}, {"0", "0.001"});
-  add("schedule.shape", {"schedule.power=2", "schedule.decay_steps=1"}, {});
+  add("schedule.shape", {"schedule.power=2", "schedule.decay_steps=2"}, {});
   add("schedule.warmup_steps", {}, {"0", "2"});
   add("schedule.warmup_ratio", {}, {"0", "0.7"});
   add("schedule.start_ratio", {"schedule.warmup_steps=2"}, {"0", "0.5"});

@@ -283,12 +283,13 @@ TEST_CASE("normalised scores: the first batch has mean 0, and with running devia
 TEST_CASE("a run that follows its reward model away from the rules warns in log and report (seed 3)") {
   const TinyData data;
   // The reward model learns that short answers are better, the rule wants long ones and only watches.
-  const auto options = data.options(
-      "run", {"stages=[sft, reward, ppo]", "rewards=[{type: length, min_tokens: 8, max_tokens: 8, slope_tokens: 8}]",
-              "sft.max_steps=1", "reward.max_steps=40", "ppo.iterations=60", "ppo.rules_weight=0",
-              "ppo.reward_model_weight=1", "ppo.critic_init=policy", "ppo.algorithm.samples_per_prompt=8",
-              "ppo.algorithm.optimizer.learning_rate=0.01", "ppo.algorithm.kl.coefficient=0",
-              "rollout.max_sequences=24"});
+  const auto options =
+      data.options("run", {"stages=[sft, reward, ppo]",
+                           "rewards=[{type: length, min_tokens: 8, max_tokens: 8, slope_tokens: 8}]",
+                           "sft.max_steps=1", "reward.max_steps=40", "ppo.iterations=60",
+                           "ppo.rules_weight=0", "ppo.reward_model_weight=1", "ppo.critic_init=policy",
+                           "ppo.algorithm.samples_per_prompt=8", "ppo.algorithm.optimizer.learning_rate=0.01",
+                           "ppo.algorithm.kl.coefficient=0", "rollout.max_sequences=24"});
   Watcher watcher(nullptr);
   const RunReport report = Pipeline(options, {}, watcher).run();
   const auto rings = [](const std::vector<std::string>& texts) {
