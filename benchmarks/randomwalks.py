@@ -31,6 +31,14 @@ def algorithm(preset, *more, steps=STEPS):
     return ["ppo.algorithm={" + ", ".join([f"preset: {preset}", SIZE, steps, OPTIMIZER, *more]) + "}"]
 
 
+NO_KL = "policy: {kl: {coefficient: 0}}"
+
+
+def grouped(baseline, scale="none", policy=NO_KL):
+    """GRPO with another baseline and scale of the group."""
+    return algorithm("verl-grpo", policy, f"advantage: {{group: {{baseline: {baseline}, scale: {scale}}}}}")
+
+
 ALGORITHMS = {
     "ppo": [],
     "grpo": algorithm("trl-grpo"),
@@ -43,6 +51,16 @@ ALGORITHMS = {
     "maxrl": algorithm("maxrl"),
     "remax": algorithm("verl-grpo", "policy: {kl: {coefficient: 0}}",
                        "advantage: {form: reward_to_go, greedy_baseline: true, group: {baseline: none, scale: none}}"),
+    "rloo-token": algorithm("trl-rloo", "kl: {placement: none}", "policy: {ratio_level: token}"),
+    "reinforce++-baseline": algorithm("openrlhf-reinforce++", "kl: {placement: none}", "advantage: {group: {baseline: mean}}"),
+    "opo": grouped("length_weighted"),
+    "gpg": grouped("mean", "non_zero_share", "policy: {objective: reinforce, kl: {coefficient: 0}}"),
+    "pass@k": grouped("best_of_group"),
+    "token-baseline": algorithm("verl-grpo", NO_KL, "advantage: {form: token_baseline, group: {baseline: none, scale: none}}"),
+    "sapo": algorithm("trl-grpo", "policy: {objective: sapo}"),
+    "gmpo": algorithm("trl-grpo", "policy: {objective: geometric_mean, clip_low: 0.4, clip_high: 0.4}"),
+    "clip-cov": algorithm("trl-grpo", "policy: {objective: clip_cov}"),
+    "kl-cov": algorithm("trl-grpo", "policy: {objective: kl_cov}"),
     "online-dpo": [
         "stages=[sft, online_preference, eval]",
         "online_preference={iterations: 40, prompts_per_step: 20, samples_per_prompt: 7, loss: {beta: 0.1}, "

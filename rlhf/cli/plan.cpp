@@ -75,6 +75,7 @@ void read_model(const PlanArguments& a, Plan& plan) {
   PlanSetting& setting = plan.setting;
   const ModelSection& model = plan.options.model;
   setting.longest_prompt = a.longest_prompt;
+  setting.teacher = teacher_config(plan.options);
   if (!a.costs.shape.empty()) {
     const ShapedModel shaped = shaped_model(a.costs.shape);
     setting.model = shaped.config;

@@ -151,6 +151,31 @@ LabelledResponse labelled_response(const json& record, PromptText prompt_text) {
   return out;
 }
 
+double finite_number(const json& value, const char* key) {
+  RLHF_CHECK(value.is_number(), "key \"", key, "\": got ", value.dump(), ", expected a number");
+  const double number = value.get<double>();
+  RLHF_CHECK(std::isfinite(number), "key \"", key, "\": got ", value.dump(), ", expected a finite number");
+  return number;
+}
+
+RatedResponse rated_response(const json& record, PromptText prompt_text) {
+  RLHF_CHECK(has(record, "prompt"), "key \"prompt\" is missing");
+  const int given = has(record, "score") + has(record, "scores") + has(record, "step_scores");
+  RLHF_CHECK(given == 1, "expected one of \"score\", \"scores\" and \"step_scores\", got ", given);
+  RatedResponse out;
+  out.answer = ranked_side(record, response_key(record), prompt_text);
+  out.per_step = has(record, "step_scores");
+  if (has(record, "score")) {
+    out.scores = {finite_number(record["score"], "score")};
+    return out;
+  }
+  const char* key = out.per_step ? "step_scores" : "scores";
+  RLHF_CHECK(record[key].is_array() && !record[key].empty(), "key \"", key, "\": got ", record[key].dump(),
+             ", expected a list of numbers");
+  for (const json& value : record[key]) out.scores.push_back(finite_number(value, key));
+  return out;
+}
+
 PromptRecord prompt_record(const json& record, PromptText prompt_text) {
   PromptRecord out;
   const int given = has(record, "prompt") + has(record, "messages") + has(record, "input_ids");
@@ -201,6 +226,11 @@ std::vector<LabelledResponse> read_labelled_responses(const std::filesystem::pat
                                                       PromptText prompt_text) {
   return read_records<LabelledResponse>(
       path, [&](const json& record, std::size_t) { return labelled_response(record, prompt_text); });
+}
+
+std::vector<RatedResponse> read_rated_responses(const std::filesystem::path& path, PromptText prompt_text) {
+  return read_records<RatedResponse>(
+      path, [&](const json& record, std::size_t) { return rated_response(record, prompt_text); });
 }
 
 std::vector<PromptRecord> read_prompt_records(const std::filesystem::path& path, PromptText prompt_text) {

@@ -57,6 +57,15 @@ struct LabelledResponse {
   std::int64_t line = 0;
 };
 
+/// `{"prompt", "response"}` ("completion" is accepted for it) with one of "score": x, "scores": [x, ...] (one
+/// per objective) and "step_scores": [x, ...] (one per step of the response).
+struct RatedResponse {
+  RankedResponse answer;
+  std::vector<double> scores;
+  bool per_step = false;  ///< they came as "step_scores"
+  std::int64_t line = 0;
+};
+
 /// `{"prompt" | "messages" | "input_ids", "task"?, "reference"?, "id"?, "user_turns"?}`.
 struct PromptRecord {
   PromptId id = 0;  ///< key "id", else the record's number from 0
@@ -73,6 +82,7 @@ std::vector<SftRecord> read_sft_records(const std::filesystem::path& path, Promp
 std::vector<PreferencePair> read_preference_pairs(const std::filesystem::path& path, PromptText prompt_text);
 std::vector<LabelledResponse> read_labelled_responses(const std::filesystem::path& path,
                                                       PromptText prompt_text);
+std::vector<RatedResponse> read_rated_responses(const std::filesystem::path& path, PromptText prompt_text);
 std::vector<PromptRecord> read_prompt_records(const std::filesystem::path& path, PromptText prompt_text);
 
 }  // namespace rlhf

@@ -135,7 +135,7 @@ template <class T>
 void SequencePass<T>::token_logprobs_backward(const DecoderWeights<T>& weights,
                                               std::span<const TokenTarget> targets, double temperature,
                                               std::span<const T> dlogprobs, std::span<const T> dentropies) {
-  const std::int64_t V = config_.vocab_size, D = config_.hidden_size, chunk = chunk_rows();
+  const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
   RLHF_CHECK(logits_rows_.size() == targets.size(), "token_logprobs_backward: call token_logprobs first");
   // Last chunk first: its logits are still there.
   const std::int64_t count = static_cast<std::int64_t>(targets.size());
@@ -154,10 +154,48 @@ void SequencePass<T>::token_logprobs_backward(const DecoderWeights<T>& weights,
                             logits_rows_[size(begin + i)], static_cast<double>(dlogprobs[size(begin + i)]),
                             dentropies.empty() ? 0 : static_cast<double>(dentropies[size(begin + i)]));
     });
-    dgathered_.reserve_discard(size(n * D));
-    runner_.linear_backward(weights.head, n, gathered_.data(), logits_.data(), dgathered_.data(), false);
-    for (std::int64_t i = 0; i < n; ++i)
-      runner_.compute().table().add(dhidden_.data() + part[size(i)].row * D, dgathered_.data() + i * D, D);
+    add_logits_gradient(weights, part);
+  }
+}
+
+// From d loss / d logits of a chunk, which is in logits_, to the head and the hidden states.
+template <class T>
+void SequencePass<T>::add_logits_gradient(const DecoderWeights<T>& weights,
+                                          std::span<const TokenTarget> chunk) {
+  const std::int64_t n = static_cast<std::int64_t>(chunk.size()), D = config_.hidden_size;
+  dgathered_.reserve_discard(size(n * D));
+  runner_.linear_backward(weights.head, n, gathered_.data(), logits_.data(), dgathered_.data(), false);
+  for (std::int64_t i = 0; i < n; ++i)
+    runner_.compute().table().add(dhidden_.data() + chunk[size(i)].row * D, dgathered_.data() + i * D, D);
+}
+
+template <class T>
+void SequencePass<T>::distributions_backward(const DecoderWeights<T>& weights,
+                                             std::span<const std::int64_t> rows,
+                                             const ToGradient& to_gradient) {
+  const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
+  const double cap = config_.final_softcap;
+  std::vector<TokenTarget> targets;
+  for (const std::int64_t row : rows) targets.push_back({row, 0});
+  cached_chunk_ = nullptr;
+  for (std::size_t begin = 0; begin < rows.size(); begin += size(chunk)) {
+    const auto part =
+        std::span<const TokenTarget>(targets).subspan(begin, std::min(size(chunk), rows.size() - begin));
+    chunk_logits(weights, part);
+    runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
+      T* logits = logits_.data() + i * V;
+      const auto row = runner_.compute().table().logits_row(logits, V, 1, config_.final_softcap, 0);
+      std::vector<T> log_probs(size(V));
+      for (std::int64_t v = 0; v < V; ++v)
+        log_probs[size(v)] = static_cast<T>(static_cast<double>(logits[v]) - row.lse);
+      to_gradient(begin + size(i), log_probs, {logits, size(V)});
+      if (cap <= 0) return;
+      for (std::int64_t v = 0; v < V; ++v) {
+        const double capped = (static_cast<double>(log_probs[size(v)]) + row.lse) / cap;
+        logits[v] = static_cast<T>(static_cast<double>(logits[v]) * (1 - capped * capped));
+      }
+    });
+    add_logits_gradient(weights, part);
   }
 }
 
@@ -183,14 +221,29 @@ void SequencePass<T>::log_distributions(const DecoderWeights<T>& weights, std::s
   }
 }
 
+namespace {
+
+// Labels of a score head that are asked at each row.
+template <class T>
+std::int64_t num_labels(const DecoderWeights<T>& weights, std::size_t rows, std::size_t values) {
+  if (rows == 0) return 1;
+  const auto labels = static_cast<std::int64_t>(values / rows);
+  RLHF_CHECK(values % rows == 0 && labels >= 1 && labels <= weights.head.N, "scalar_outputs: ", values,
+             " values for ", rows, " rows of a head with ", weights.head.N, " labels");
+  return labels;
+}
+
+}  // namespace
+
 template <class T>
 void SequencePass<T>::scalar_outputs(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                                      std::span<T> values) {
-  const std::int64_t D = config_.hidden_size;
-  runner_.compute().for_rows(static_cast<std::int64_t>(rows.size()), 2 * D, [&](std::int64_t i) {
-    const T* h = hidden_.data() + rows[size(i)] * D;
+  const std::int64_t D = config_.hidden_size, labels = num_labels(weights, rows.size(), values.size());
+  runner_.compute().for_rows(static_cast<std::int64_t>(values.size()), 2 * D, [&](std::int64_t i) {
+    const T* h = hidden_.data() + rows[size(i / labels)] * D;
+    const T* w = weights.head.weight + i % labels * D;
     T sum = 0;
-    for (std::int64_t d = 0; d < D; ++d) sum += h[d] * weights.head.weight[d];
+    for (std::int64_t d = 0; d < D; ++d) sum += h[d] * w[d];
     values[size(i)] = sum;
   });
 }
@@ -199,13 +252,15 @@ template <class T>
 void SequencePass<T>::scalar_outputs_backward(const DecoderWeights<T>& weights,
                                               std::span<const std::int64_t> rows,
                                               std::span<const T> dvalues) {
-  const std::int64_t D = config_.hidden_size;
-  for (std::size_t i = 0; i < rows.size(); ++i) {
-    const T* h = hidden_.data() + rows[i] * D;
-    T* dh = dhidden_.data() + rows[i] * D;
-    for (std::int64_t d = 0; d < D; ++d) dh[d] += dvalues[i] * weights.head.weight[d];
-    if (weights.head.dweight)
-      for (std::int64_t d = 0; d < D; ++d) weights.head.dweight[d] += dvalues[i] * h[d];
+  const std::int64_t D = config_.hidden_size, labels = num_labels(weights, rows.size(), dvalues.size());
+  for (std::size_t i = 0; i < dvalues.size(); ++i) {
+    const std::int64_t row = rows[i / size(labels)], label = static_cast<std::int64_t>(i) % labels;
+    const T* h = hidden_.data() + row * D;
+    T* dh = dhidden_.data() + row * D;
+    const T* w = weights.head.weight + label * D;
+    for (std::int64_t d = 0; d < D; ++d) dh[d] += dvalues[i] * w[d];
+    if (T* dw = weights.head.dweight)
+      for (std::int64_t d = 0; d < D; ++d) dw[label * D + d] += dvalues[i] * h[d];
   }
 }
 

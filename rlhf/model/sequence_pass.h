@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
@@ -63,7 +64,14 @@ class SequencePass {
   /// dozen rows, from the last forward.
   void log_distributions(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                          std::span<T> out);
-  /// Outputs of a scalar head at the given rows (first label).
+  /// Gets the log-probabilities [V] at temperature 1 of row `i` of those asked and sets `gradient` [V], d
+  /// loss / d logits. Called for several rows at once, from the threads of the pass.
+  using ToGradient = std::function<void(std::size_t i, std::span<const T> log_probs, std::span<T> gradient)>;
+  /// Adds the gradient of a loss of whole distributions after `rows` to the head's gradient and to that of
+  /// the hidden states; after a forward that is kept for backward.
+  void distributions_backward(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
+                              const ToGradient& to_gradient);
+  /// Outputs of a score head at the given rows, row by row: its first `values.size() / rows.size()` labels.
   void scalar_outputs(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                       std::span<T> values);
   void scalar_outputs_backward(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
@@ -83,6 +91,7 @@ class SequencePass {
 
  private:
   std::int64_t chunk_rows() const;
+  void add_logits_gradient(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk);
   void chunk_logits(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk);
   void clear_hidden_gradient();
 

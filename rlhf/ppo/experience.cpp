@@ -24,6 +24,10 @@ void check_response(const PpoOptions& options, const ScoredResponse& r, std::siz
   if (options.correction.level != CorrectionLevel::kOff || options.correction.bypass) {
     check_length(r.rollout_log_probs.size(), n, "rollout log-probs", index);
   }
+  if (options.distillation.coefficient > 0) {
+    check_length(r.teacher_log_probs.size(), n, "teacher log-probs", index);
+  }
+  if (!r.step_rewards.empty()) check_length(r.step_rewards.size(), n, "step rewards", index);
   if (!r.mask.empty()) check_length(r.mask.size(), n, "mask bytes", index);
   if (needs_critic(options)) {
     RLHF_CHECK(r.values.size() == n || r.values.size() == n + 1, "response ", index, ": ", r.values.size(),
@@ -54,18 +58,20 @@ Experience lay_out(const PpoOptions& options, std::span<const ScoredResponse> re
     }
     append(e.old_log_probs, options.correction.bypass ? r.rollout_log_probs : r.log_probs);
     append(e.reference_log_probs, r.reference_log_probs);
+    append(e.rollout_log_probs, r.rollout_log_probs);
     append(e.old_values, r.values);
     e.offsets.push_back(e.offsets.back() + n);
     e.value_offsets.push_back(e.value_offsets.back() + values);
   }
   if (e.reference_log_probs.size() != e.old_log_probs.size()) e.reference_log_probs.clear();
+  if (e.rollout_log_probs.size() != e.old_log_probs.size()) e.rollout_log_probs.clear();
   RLHF_CHECK(count_tokens(e.rows()) > 0, "experience: none of the ", responses.size(),
              " responses has a token that counts");
   return e;
 }
 
 // KL estimate per token, 0 where no reference was given. The policy here is the one before the update.
-std::vector<double> token_kl(const PpoOptions& options, std::span<const ScoredResponse> responses) {
+std::vector<double> token_kl(const KlEstimatorOptions& estimator, std::span<const ScoredResponse> responses) {
   std::vector<double> kl;
   for (const ScoredResponse& r : responses) {
     for (std::size_t t = 0; t < r.log_probs.size(); ++t) {
@@ -73,15 +79,27 @@ std::vector<double> token_kl(const PpoOptions& options, std::span<const ScoredRe
         kl.push_back(0);
       } else {
         kl.push_back(
-            estimate_kl(options.kl.estimator, {r.log_probs[t], r.reference_log_probs[t], r.log_probs[t]})
-                .value);
+            estimate_kl(estimator, {r.log_probs[t], r.reference_log_probs[t], r.log_probs[t]}).value);
       }
     }
   }
   return kl;
 }
 
-std::vector<double> shaped_scores(const PpoOptions& options, std::span<const ScoredResponse> responses) {
+// Clips scores and counts what the clip has changed.
+std::vector<double> clip_scores(const PpoOptions& options, const std::vector<double>& scores, Experience& e) {
+  ScoreOptions clip = options.reward.score;
+  if (!clip.clip_min && !clip.clip_max) return scores;
+  clip.missing_eos_penalty = std::nullopt;
+  std::vector<double> clipped = shape_scores(clip, scores, {});
+  double changed = 0;
+  for (std::size_t i = 0; i < scores.size(); ++i) changed += clipped[i] != scores[i];
+  e.metrics["objective/clipped_scores_fraction"] = changed / static_cast<double>(scores.size());
+  return clipped;
+}
+
+std::vector<double> shaped_scores(const PpoOptions& options, std::span<const ScoredResponse> responses,
+                                  Experience& e) {
   std::vector<double> scores;
   std::vector<std::size_t> lengths;
   std::vector<std::uint8_t> truncated;
@@ -93,14 +111,15 @@ std::vector<double> shaped_scores(const PpoOptions& options, std::span<const Sco
     ended.push_back(r.ended);
   }
   scores = shape_by_length(options.reward.length, {scores, lengths, truncated});
-  ScoreOptions score = options.reward.score;
-  if (options.reward.clip_stage == ScoreClipStage::kAfterBaseline)
-    score.clip_min = score.clip_max = std::nullopt;
-  return shape_scores(score, scores, ended);
+  ScoreOptions penalty = options.reward.score;
+  penalty.clip_min = penalty.clip_max = std::nullopt;
+  scores = shape_scores(penalty, scores, ended);
+  return options.reward.clip_stage == ScoreClipStage::kBeforeBaseline ? clip_scores(options, scores, e)
+                                                                      : scores;
 }
 
 // Scores after baseline, scale and (OpenRLHF) the late clip.
-std::vector<double> baselined_scores(const PpoOptions& options, const Experience& e,
+std::vector<double> baselined_scores(const PpoOptions& options, Experience& e,
                                      std::span<const ScoredResponse> responses, std::vector<double> scores) {
   std::vector<std::uint64_t> groups;
   std::vector<double> lengths;
@@ -113,12 +132,8 @@ std::vector<double> baselined_scores(const PpoOptions& options, const Experience
   if (group.baseline != GroupBaseline::kNone || group.scale != GroupScale::kNone) {
     scores = group_advantages(group, {scores, groups, lengths});
   }
-  if (options.reward.clip_stage == ScoreClipStage::kAfterBaseline) {
-    ScoreOptions clip = options.reward.score;
-    clip.missing_eos_penalty = std::nullopt;
-    scores = shape_scores(clip, scores, {});
-  }
-  return scores;
+  return options.reward.clip_stage == ScoreClipStage::kAfterBaseline ? clip_scores(options, scores, e)
+                                                                     : scores;
 }
 
 // Copies token values into rows that may have one more position; the extra one gets 0.
@@ -155,6 +170,44 @@ void place_scores(const PpoOptions& options, std::span<const double> scores, Exp
       e.token_rewards[begin + *position - e.offsets[row]] += scores[row];
     }
   }
+}
+
+void add_step_rewards(std::span<const ScoredResponse> responses, Experience& e) {
+  for (std::size_t row = 0; row < responses.size(); ++row)
+    for (std::size_t t = 0; t < responses[row].step_rewards.size(); ++t)
+      e.token_rewards[e.value_offsets[row] + t] +=
+          responses[row].step_rewards[t] * e.value_mask[e.value_offsets[row] + t];
+}
+
+// The sampled reverse KL to the teacher is paid token by token, without discount or baseline: a token's
+// advantage says how much more probable the teacher finds it.
+void distil(const PpoOptions& options, std::span<const ScoredResponse> responses, Experience& e) {
+  if (options.distillation.coefficient == 0) return;
+  double kl = 0;
+  const auto tokens = static_cast<double>(count_tokens(e.rows()));
+  for (std::size_t row = 0; row < responses.size(); ++row) {
+    const ScoredResponse& r = responses[row];
+    for (std::size_t t = 0; t < r.teacher_log_probs.size(); ++t) {
+      const std::size_t at = e.offsets[row] + t;
+      if (!e.mask[at]) continue;
+      const double gap = r.log_probs[t] - r.teacher_log_probs[t];
+      kl += gap / tokens;
+      if (options.distillation.estimate == DistillationEstimate::kSampled)
+        e.advantages[at] -= options.distillation.coefficient * gap;
+    }
+  }
+  e.metrics["distillation/kl"] = kl;
+}
+
+void measure_kl_clamp(const PpoOptions& options, std::span<const ScoredResponse> responses, Experience& e) {
+  const double bound = options.kl.estimator.clamp;
+  if (bound <= 0 || options.kl.placement == KlRewardPlacement::kNone) return;
+  KlEstimatorOptions unbounded = options.kl.estimator;
+  unbounded.clamp = 0;
+  const std::vector<double> kl = token_kl(unbounded, responses);
+  double clamped = 0;
+  for (std::size_t t = 0; t < kl.size(); ++t) clamped += e.mask[t] && std::abs(kl[t]) > bound;
+  e.metrics["objective/clamped_kl_fraction"] = clamped / static_cast<double>(count_tokens(e.rows()));
 }
 
 void whiten_rewards(Experience& e) {
@@ -224,14 +277,10 @@ void compute_advantages(const PpoOptions& options, std::span<const ScoredRespons
 
 void correct(const PpoOptions& options, std::span<const ScoredResponse> responses, Experience& e) {
   std::vector<double> old_log_probs;
-  std::vector<double> rollout_log_probs;
-  for (const ScoredResponse& r : responses) {
-    append(old_log_probs, r.log_probs);
-    append(rollout_log_probs, r.rollout_log_probs);
-  }
-  if (rollout_log_probs.size() != old_log_probs.size()) return;
+  for (const ScoredResponse& r : responses) append(old_log_probs, r.log_probs);
+  if (e.rollout_log_probs.empty()) return;
   RolloutCorrectionResult corrected =
-      correct_rollout(options.correction, {e.rows(), old_log_probs, rollout_log_probs});
+      correct_rollout(options.correction, {e.rows(), old_log_probs, e.rollout_log_probs});
   for (const auto& [name, value] : corrected.metrics) e.metrics["rollout_corr/" + name] = value;
   if (options.correction.level != CorrectionLevel::kOff && !options.correction.bypass) {
     e.importance_weights = std::move(corrected.weights);
@@ -304,10 +353,11 @@ Experience compute_experience(const PpoOptions& options, double kl_coefficient,
                               std::span<const ScoredResponse> responses) {
   RLHF_CHECK(!responses.empty(), "experience: no responses");
   Experience e = lay_out(options, responses);
-  const std::vector<double> kl = token_kl(options, responses);
+  const std::vector<double> kl = token_kl(options.kl.estimator, responses);
+  measure_kl_clamp(options, responses, e);
   const double coefficient = std::max(kl_coefficient, 0.0);
 
-  e.scores = shaped_scores(options, responses);
+  e.scores = shaped_scores(options, responses, e);
   std::vector<double> placed = e.scores;
   if (options.kl.placement == KlRewardPlacement::kSequence) {
     for (std::size_t row = 0; row < placed.size(); ++row)
@@ -324,12 +374,14 @@ Experience compute_experience(const PpoOptions& options, double kl_coefficient,
       e.token_rewards[t] *= -coefficient * e.value_mask[t];
   }
   place_scores(options, placed, e);
+  add_step_rewards(responses, e);
   if (options.reward.whiten) whiten_rewards(e);
 
   correct(options, responses, e);
   compute_advantages(options, responses, placed, e);
   e.advantages = whiten(options.advantage.whitening, MeanHandling::kRemove, e.rows(), e.advantages);
   zero_masked(e.rows(), e.advantages);
+  distil(options, responses, e);
   measure_batch(options, kl_coefficient, responses, kl, e);
   return e;
 }

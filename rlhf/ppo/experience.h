@@ -18,7 +18,10 @@ struct ScoredResponse {
   /// n, or n + 1 with a value after the last token, or empty without a critic. TRL has n + 1 wherever the
   /// response is shorter than the limit: the slot after its last token receives the score.
   std::vector<double> values;
-  std::vector<std::uint8_t> mask;      ///< n: 1 = chosen by the policy; empty = all
+  std::vector<std::uint8_t> mask;  ///< n: 1 = chosen by the policy; empty = all
+  std::vector<double>
+      teacher_log_probs;               ///< n: log-probs of the teacher, or empty; only read by distillation
+  std::vector<double> step_rewards;    ///< n, added to the token rewards as they are; empty = none
   std::vector<double> sum_pi_squared;  ///< n, or empty; only read by the token baselines
   double score = 0;                    ///< reward of the response
   double greedy_score = 0;     ///< of the greedy response to the same prompt; only with greedy_baseline
@@ -35,6 +38,7 @@ struct Experience {
   std::vector<std::uint8_t> mask;
   std::vector<double> advantages;
   std::vector<double> old_log_probs;        ///< anchor of the ratio (the sampler's with correction.bypass)
+  std::vector<double> rollout_log_probs;    ///< the sampler's; empty when a response has none
   std::vector<double> importance_weights;   ///< empty when there is no correction
   std::vector<double> reference_log_probs;  ///< empty when there is no reference
   std::vector<std::size_t> value_offsets;
@@ -57,8 +61,8 @@ bool has_counting_token(const PpoOptions& options, const ScoredResponse& respons
 
 /// Runs the advantage stage over a whole rollout batch, in this order: length shaping, missing-EOS penalty,
 /// score clip (unless after the baseline), sequence KL, group baseline, token rewards, reward whitening,
-/// advantages and returns, rollout correction, advantage whitening. `kl_coefficient` is the controller's
-/// current value.
+/// advantages and returns, rollout correction, advantage whitening, sampled distillation. `kl_coefficient` is
+/// the controller's current value.
 /// @throws InvalidArgument on arrays of the wrong length or a score that is not finite (response named), and
 /// when the batch has no token that counts. Unless needs_whole_batch, every group of a batch may also be
 /// given on its own, with the same result for its responses.

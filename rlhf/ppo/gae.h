@@ -21,6 +21,8 @@ struct GaeOptions {
   MaskHandling mask = MaskHandling::kCarry;
   /// alpha of the length-adaptive lambda 1 - 1 / (alpha * tokens) (VAPO, eq. 9); 0 uses `lambda`.
   double length_adaptive_alpha = 0;
+  /// A response that was cut goes on from the critic's value of its last state instead of ending with 0.
+  bool bootstrap_truncated = false;
 
   template <class V>
   void visit_fields(V& v) {
@@ -33,6 +35,8 @@ struct GaeOptions {
     v.field("length_adaptive_alpha", length_adaptive_alpha,
             "alpha of the length-adaptive lambda 1 - 1/(alpha*tokens) (VAPO); 0 turns it off",
             config::at_least(0));
+    v.field("bootstrap_truncated", bootstrap_truncated,
+            "GAE of a response cut by the length limit goes on from the value of its last state");
   }
 };
 

@@ -6,6 +6,11 @@ bool needs_critic(const PpoOptions& options) {
   return options.advantage.form == AdvantageForm::kGae;
 }
 
+bool needs_sum_pi_squared(const PpoOptions& options) {
+  return options.advantage.form == AdvantageForm::kTokenBaseline ||
+         options.advantage.form == AdvantageForm::kTokenBaselineByNumber;
+}
+
 bool needs_reference(const PpoOptions& options) {
   const bool in_reward = options.kl.placement != KlRewardPlacement::kNone && options.kl.coefficient > 0;
   return in_reward || options.policy.kl.coefficient > 0;
@@ -14,6 +19,7 @@ bool needs_reference(const PpoOptions& options) {
 const char* whole_batch_key(const PpoOptions& options) {
   if (options.advantage.whitening != Whitening::kNone) return "advantage.whitening";
   if (options.reward.whiten) return "reward.whiten";
+  if (options.reward.normalization != ScoreNormalization::kNone) return "reward.normalization";
   if (options.advantage.group.baseline == GroupBaseline::kBatchMean) return "advantage.group.baseline";
   if (options.advantage.group.scale == GroupScale::kBatch ||
       options.advantage.group.scale == GroupScale::kNonZeroShare)
@@ -62,11 +68,20 @@ void PpoOptions::validate(config::Problems& problems) const {
   if (needs_group(advantage.group.baseline) && samples_per_prompt < 2) {
     problems.add("samples_per_prompt", "advantage.group.baseline compares responses of a prompt: at least 2");
   }
+  if (needs_sum_pi_squared(*this) && samples_per_prompt < 2) {
+    problems.add("samples_per_prompt", "the token baselines compare responses of a prompt: at least 2");
+  }
   if (dynamic_sampling.enabled && samples_per_prompt < 2) {
     problems.add("dynamic_sampling.enabled", "needs samples_per_prompt of at least 2");
   }
   if (reward.placement == ScorePlacement::kAfterLast && value_positions != ValuePositions::kTokensAndNext) {
     problems.add("reward.placement", "after_last needs value_positions tokens_and_next");
+  }
+  if (kl.estimator.gradient != KlGradient::kOwn) {
+    problems.add("kl.estimator.gradient", "the KL in the reward has no gradient: leave it at own");
+  }
+  if (correction.bypass && correction.level != CorrectionLevel::kOff) {
+    problems.add("correction.level", "correction.bypass leaves nothing to weigh: set off");
   }
   if (correction.lower > correction.upper) problems.add("correction.lower", "is above correction.upper");
   if (correction.rejection.empty() != correction.rejection_threshold.empty()) {

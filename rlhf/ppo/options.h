@@ -8,6 +8,7 @@
 #include "rlhf/ppo/kl.h"
 #include "rlhf/ppo/policy_loss.h"
 #include "rlhf/ppo/rollout_correction.h"
+#include "rlhf/ppo/score_normalizer.h"
 #include "rlhf/ppo/shaping.h"
 #include "rlhf/ppo/token_reward.h"
 #include "rlhf/ppo/value_loss.h"
@@ -85,6 +86,7 @@ struct KlRewardOptions {
 enum class ScoreClipStage { kBeforeBaseline, kAfterBaseline };
 
 struct RewardOptions {
+  ScoreNormalization normalization = ScoreNormalization::kNone;  ///< before everything else
   ScoreOptions score;
   ScoreClipStage clip_stage = ScoreClipStage::kBeforeBaseline;
   ScorePlacement placement = ScorePlacement::kLastToken;
@@ -94,6 +96,13 @@ struct RewardOptions {
 
   template <class V>
   void visit_fields(V& v) {
+    v.choice(
+        "normalization", normalization,
+        {{"none", ScoreNormalization::kNone},
+         {"running", ScoreNormalization::kRunning},
+         {"reference", ScoreNormalization::kReference}},
+        "What scores are measured against: nothing, all scores of the run so far, or the mean of the policy "
+        "before the stage");
     v.group("score", score, "Penalty and clip of the score of a response");
     v.choice("clip_stage", clip_stage,
              {{"before_baseline", ScoreClipStage::kBeforeBaseline},
@@ -151,6 +160,28 @@ struct DynamicSamplingOptions {
   }
 };
 
+/// How the reverse KL of the policy to a teacher enters.
+enum class DistillationEstimate {
+  kSampled,  ///< A_t += coefficient (lp_teacher - lp_old) of the sampled token: an unbiased policy gradient
+  kExact,    ///< loss += coefficient KL(pi || teacher) over the vocabulary, of every sampled position
+};
+
+/// On-policy distillation: the policy's own samples, graded token by token by a teacher (Agarwal et al. 2024,
+/// arXiv 2306.13649, with lambda = 1 and reverse KL; Lu & Thinking Machines 2025).
+struct DistillationOptions {
+  double coefficient = 0;  ///< 0 = none
+  DistillationEstimate estimate = DistillationEstimate::kSampled;
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("coefficient", coefficient, "Weight of the reverse KL to distillation.teacher; 0 = none",
+            config::at_least(0));
+    v.choice("estimate", estimate,
+             {{"sampled", DistillationEstimate::kSampled}, {"exact", DistillationEstimate::kExact}},
+             "From the sampled token, as part of its advantage, or over the whole vocabulary, as a loss");
+  }
+};
+
 /// Everything that distinguishes PPO and its relatives. Defaults are TRL's PPO (preset trl-ppo).
 struct PpoOptions {
   std::size_t prompts_per_step = 64;
@@ -168,6 +199,7 @@ struct PpoOptions {
   OptimizerOptions optimizer;
   OptimizerOptions critic_optimizer;  ///< only with CriticUpdate::kSeparate
   DynamicSamplingOptions dynamic_sampling;
+  DistillationOptions distillation;
 
   template <class V>
   void visit_fields(V& v) {
@@ -192,6 +224,7 @@ struct PpoOptions {
     v.group("optimizer", optimizer, "Optimizer of the policy (and of a joint critic)");
     v.group("critic_optimizer", critic_optimizer, "Optimizer of a separate critic");
     v.group("dynamic_sampling", dynamic_sampling, "Resampling of groups without spread");
+    v.group("distillation", distillation, "Reverse KL to a teacher on the policy's own samples");
   }
 
   /// Reports combinations that cannot work.
@@ -200,6 +233,8 @@ struct PpoOptions {
 
 /// True when the advantages need values, and so a critic.
 bool needs_critic(const PpoOptions& options);
+/// True when the advantages need the sum of squared probabilities at every position.
+bool needs_sum_pi_squared(const PpoOptions& options);
 /// True when reward or loss needs log-probs of the reference.
 bool needs_reference(const PpoOptions& options);
 /// True when advantages or loss can be computed only once the whole batch is scored (whitening, batch

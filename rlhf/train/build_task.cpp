@@ -211,6 +211,26 @@ nlohmann::ordered_json build_environments(const RunOptions& options, const Langu
   return tools;
 }
 
+// Numbers of an answer at the tokens where the reward model is to say them.
+RatedExample make_rated(const RewardReading& reading, const RatedResponse& record, TrainingExample example,
+                        const std::string& file) {
+  const std::string where = concat(file, ":", record.line, ": ");
+  const RewardReadingOptions& options = reading.options();
+  if (record.per_step != reading.has_steps())
+    fail<InvalidArgument>(where, reading.has_steps() ? "expected \"step_scores\", as reward.target is steps"
+                                                     : "\"step_scores\" need reward.target: steps");
+  RatedExample rated{std::move(example), {}, record.scores};
+  rated.positions = reading.positions(rated.example.tokens, rated.example.loss_mask);
+  if (reading.has_steps() && rated.positions.size() != record.scores.size())
+    fail<InvalidArgument>(where, record.scores.size(), " step_scores for a response of ",
+                          rated.positions.size(), " steps, which reward.step_separator ",
+                          nlohmann::json(options.step_separator).dump(), " ends");
+  if (!reading.has_steps() && record.scores.size() != reading.num_outputs())
+    fail<InvalidArgument>(where, record.scores.size(), " scores, expected ", reading.num_outputs(),
+                          " (reward.objectives)");
+  return rated;
+}
+
 void build_files(const RunOptions& options, const LanguageModel& model, const OwnEnvironment& own,
                  TaskData& data) {
   const DataSection& section = options.data;
@@ -241,7 +261,15 @@ void build_files(const RunOptions& options, const LanguageModel& model, const Ow
           {side(pair.chosen, file, pair.line), side(pair.rejected, file, pair.line), pair.margin, pair.task});
   };
   if (options.needs_pairs()) pairs(section.pairs_file, data.train_pairs);
-  if ((options.needs_pairs() || options.has_labels()) && !section.held_out_pairs_file.empty())
+  const auto ratings = [&](const std::string& file, std::vector<RatedExample>& out) {
+    for (const RatedResponse& record : read_rated_responses(file, section.prompt_text))
+      out.push_back(make_rated(data.reward_reading, record, side(record.answer, file, record.line), file));
+  };
+  if (options.needs_ratings()) ratings(section.ratings_file, data.train_ratings);
+  if (options.needs_ratings() && !section.held_out_ratings_file.empty())
+    ratings(section.held_out_ratings_file, data.held_out_ratings);
+  if ((options.has_stage(Stage::kReward) || options.needs_pairs() || options.has_labels()) &&
+      !section.held_out_pairs_file.empty())
     pairs(section.held_out_pairs_file, data.held_out_pairs);
   if (options.has_labels())
     for (const LabelledResponse& record : read_labelled_responses(section.labels_file, section.prompt_text))
@@ -305,6 +333,8 @@ TaskData build_task(const RunOptions& options, const LanguageModel& model, const
   RLHF_CHECK(own.empty() || options.data.source == DataSource::kFiles,
              "an environment needs data.source: files");
   TaskData data;
+  data.reward_reading = RewardReading(
+      options.reward.reading, model.has_tokenizer() ? &model.tokenizer() : nullptr, model.end_tokens());
   switch (options.data.source) {
     case DataSource::kFinanceDesk:
       build_finance_desk(options, model, data);

@@ -5,12 +5,11 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/model/packed_rows.h"
-#include "rlhf/model/sequence_pass.h"
+#include "rlhf/train/token_distributions.h"
 
 namespace rlhf {
 namespace {
 
-constexpr std::size_t kChunkRows = 32;  // two rows of the vocabulary each
 
 struct Position {
   std::size_t text = 0;
@@ -40,7 +39,7 @@ std::vector<double> policy_kl(const ModelConfig& config, const DecoderWeights<fl
     all.emplace_back(text.tokens);
   }
   const auto vocabulary = static_cast<std::size_t>(config.vocab_size);
-  std::vector<float> log_p(kChunkRows * vocabulary), log_q(kChunkRows * vocabulary);
+  std::vector<float> log_p(kDistributionRows * vocabulary), log_q(kDistributionRows * vocabulary);
   std::vector<double> kl(texts.size());
   for (const auto& items : split_into_passes(all, max_tokens_per_pass)) {
     std::vector<std::span<const TokenId>> sequences;
@@ -53,8 +52,8 @@ std::vector<double> policy_kl(const ModelConfig& config, const DecoderWeights<fl
       for (std::size_t t = 1; t < sequences[s].size(); ++t)
         if (texts[items[s]].mask[t])
           positions.push_back({items[s], rows.row(s, static_cast<std::int64_t>(t) - 1)});
-    for (std::size_t begin = 0; begin < positions.size(); begin += kChunkRows) {
-      const std::size_t count = std::min(kChunkRows, positions.size() - begin);
+    for (std::size_t begin = 0; begin < positions.size(); begin += kDistributionRows) {
+      const std::size_t count = std::min(kDistributionRows, positions.size() - begin);
       std::vector<std::int64_t> chunk;
       for (std::size_t i = 0; i < count; ++i) chunk.push_back(positions[begin + i].row);
       policy_pass.log_distributions(policy, chunk, {log_p.data(), count * vocabulary});

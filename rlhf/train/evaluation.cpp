@@ -10,7 +10,7 @@
 #include "rlhf/core/error.h"
 #include "rlhf/train/build_task.h"
 #include "rlhf/train/divergence.h"
-#include "rlhf/train/reward_model.h"
+#include "rlhf/train/reward_rating.h"
 
 namespace rlhf {
 
@@ -76,6 +76,15 @@ TaskScore summarise(const std::string& task, const std::vector<std::size_t>& ind
   return result;
 }
 
+// A response that was read back has no mask: all of it counts.
+ScoredText with_prompt(const JudgedResponse& response) {
+  ScoredText text{response.prompt->tokens, std::vector<std::uint8_t>(response.prompt->tokens.size(), 0)};
+  text.tokens.insert(text.tokens.end(), response.tokens.begin(), response.tokens.end());
+  text.mask.insert(text.mask.end(), response.mask.begin(), response.mask.end());
+  text.mask.resize(text.tokens.size(), 1);
+  return text;
+}
+
 void summarise_tasks(Evaluation& evaluation) {
   evaluation.tasks.clear();
   for (const auto& [task, indices] : by_task(evaluation.responses))
@@ -128,17 +137,17 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
 }
 
 void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
-                      std::int64_t cases_per_task, const StageContext& context) {
+                      const RewardReading& reading, std::int64_t cases_per_task,
+                      const StageContext& context) {
   const auto chosen = first_of_each_task(evaluation, cases_per_task);
-  std::vector<std::vector<TokenId>> sequences;
+  std::vector<TrainingExample> answers;
   for (const JudgedResponse* response : chosen) {
-    sequences.push_back(response->prompt->tokens);
-    sequences.back().insert(sequences.back().end(), response->tokens.begin(), response->tokens.end());
+    const ScoredText text = with_prompt(*response);
+    answers.push_back({text.tokens, text.mask});
   }
   SequencePass<float> pass(reward_model.config(), context.compute);
-  const auto scores =
-      score_sequences(pass, reward_model.weights(), {sequences.begin(), sequences.end()}, 2048);
-  for (std::size_t i = 0; i < scores.size(); ++i) chosen[i]->model_score = scores[i];
+  const auto outputs = read_outputs(pass, reward_model.weights(), reading, answers, 2048);
+  for (std::size_t i = 0; i < chosen.size(); ++i) chosen[i]->model_score = reading.score(outputs[i]);
   summarise_tasks(evaluation);
 }
 
@@ -146,12 +155,7 @@ void add_kl(Evaluation& evaluation, const Parameters<float>& policy, const Param
             std::int64_t cases_per_task, const StageContext& context) {
   const auto chosen = first_of_each_task(evaluation, cases_per_task);
   std::vector<ScoredText> texts;
-  for (const JudgedResponse* response : chosen) {
-    ScoredText text{response->prompt->tokens, std::vector<std::uint8_t>(response->prompt->tokens.size(), 0)};
-    text.tokens.insert(text.tokens.end(), response->tokens.begin(), response->tokens.end());
-    text.mask.insert(text.mask.end(), response->mask.begin(), response->mask.end());
-    texts.push_back(std::move(text));
-  }
+  for (const JudgedResponse* response : chosen) texts.push_back(with_prompt(*response));
   const auto kl =
       policy_kl(policy.config(), policy.weights(), reference.weights(), texts, 2048, context.compute);
   for (std::size_t i = 0; i < kl.size(); ++i) chosen[i]->kl = kl[i];

@@ -52,9 +52,10 @@ struct EvaluationSize {
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
                     const RolloutOptions& rollout, const EvaluationSize& size, const StageContext& context);
 
-/// Adds a reward model's scores of the first `cases_per_task` responses of each task (0 = all).
+/// Adds the scores that `reading` makes of a reward model's outputs for the first `cases_per_task` responses
+/// of each task (0 = all).
 void add_model_scores(Evaluation& evaluation, const Parameters<float>& reward_model,
-                      std::int64_t cases_per_task, const StageContext& context);
+                      const RewardReading& reading, std::int64_t cases_per_task, const StageContext& context);
 
 /// Adds the KL of `policy`, which gave the responses, to `reference` for the first `cases_per_task` responses
 /// of each task (0 = all).

@@ -6,7 +6,7 @@
 #include "rlhf/core/error.h"
 #include "rlhf/train/batching.h"
 #include "rlhf/train/episode_metrics.h"
-#include "rlhf/train/reward_model.h"
+#include "rlhf/train/reward_rating.h"
 
 namespace rlhf {
 
@@ -72,21 +72,21 @@ std::vector<ResponseGroup> GroupSampler::draw(std::int64_t iteration, std::int64
 
 void GroupSampler::judge(std::vector<ResponseGroup>& groups) {
   std::vector<GroupResponse*> all;
-  std::vector<std::span<const TokenId>> sequences;
+  std::vector<TrainingExample> answers;
   for (ResponseGroup& group : groups)
     for (GroupResponse& response : group) {
       judges_.judge_by_rules(response);
       response.score = response.rule_score.total;
       all.push_back(&response);
-      sequences.push_back(response.tokens);
+      if (judges_.reward_model_weight != 0) answers.push_back(to_example(response));
     }
   if (judges_.reward_model_weight == 0) return;
-  constexpr std::int64_t kTokensPerPass = 2048;
   SequencePass<float> pass(judges_.reward_model->config(), context_.compute);
-  const auto scores = score_sequences(pass, judges_.reward_model->weights(), sequences, kTokensPerPass);
+  const auto outputs =
+      read_outputs(pass, judges_.reward_model->weights(), data_.reward_reading, answers, kRatedTokensPerPass);
   for (std::size_t i = 0; i < all.size(); ++i) {
-    all[i]->model_score = scores[i];
-    all[i]->score += judges_.reward_model_weight * scores[i];
+    all[i]->model_score = data_.reward_reading.score(outputs[i]);
+    all[i]->score += judges_.reward_model_weight * all[i]->model_score;
   }
 }
 

@@ -20,6 +20,19 @@ std::uint64_t bytes_of(std::int64_t count, std::uint64_t size) {
   return static_cast<std::uint64_t>(count) * size;
 }
 
+// Most tokens of a pass, and most sequences in it: 16 tokens of its own or more in the mean. A sequence is
+// never cut.
+PassShape shape_of(std::int64_t tokens, std::int64_t sequences) {
+  return PassShape::at_most(tokens, std::min(sequences, 1 + tokens / kernels::kBlockTokens));
+}
+
+PassShape largest_ppo_pass(const RolloutOptions& rollout, const PpoStageOptions& options,
+                           std::int64_t longest_prompt) {
+  const ppo::PpoOptions& algorithm = options.algorithm;
+  return shape_of(std::max(options.max_tokens_per_micro_batch, longest_prompt + rollout.max_new_tokens),
+                  static_cast<std::int64_t>(algorithm.prompts_per_step * algorithm.samples_per_prompt));
+}
+
 // Lists the tenants of a run, one function a part of it.
 class Planner {
  public:
@@ -32,6 +45,8 @@ class Planner {
     scalar.scalar_head = true;
     scalar.num_labels = 1;
     scalar_ = count_parameters(scalar, options.model.trainable);
+    scalar.num_labels = static_cast<std::int64_t>(options.reward.reading.num_outputs());
+    reward_ = count_parameters(scalar, options.model.trainable);
   }
 
   // K and V of a block, with the states behind the frozen layers where they are kept.
@@ -99,7 +114,13 @@ class Planner {
     if (reference && copies) add_fixed("reference (own part)", weights(policy_.trainable));
     if (options_.has_stage(Stage::kReward))
       add_fixed("reward model (own part, gradient)",
-                weights(scalar_.trainable) + gradient(scalar_.trainable));
+                weights(reward_.trainable) + gradient(reward_.trainable));
+    if (ppo_ && setting_.teacher) {
+      const std::int64_t size = count_parameters(*setting_.teacher, {}).total;
+      add_fixed("teacher weights", weights(size));
+      add_fixed("teacher's pass", teacher_pass_bytes(*setting_.teacher, options_.rollout, options_.ppo,
+                                                     setting_.longest_prompt));
+    }
     if (ppo_ && options_.schedule.staleness() > 0)
       add_fixed("generator's copy of the weights", weights(policy_.trainable));
   }
@@ -131,22 +152,15 @@ class Planner {
                                    setting_.longest_prompt, setting_.machine_bytes));
   }
 
-  // Most tokens of a pass, and most sequences in it: 16 tokens of its own or more in the mean. A sequence is
-  // never cut.
   PassShape largest_pass() const {
     PassShape largest;
     const auto include = [&](Stage stage, std::int64_t tokens, std::int64_t sequences) {
       if (!options_.has_stage(stage)) return;
-      const auto shape = PassShape::at_most(tokens, std::min(sequences, 1 + tokens / kernels::kBlockTokens));
+      const auto shape = shape_of(tokens, sequences);
       largest = {std::max(largest.rows, shape.rows), std::max(largest.blocks, shape.blocks),
                  std::max(largest.targets, shape.targets)};
     };
-    const ppo::PpoOptions& algorithm = options_.ppo.algorithm;
-    include(Stage::kPpo,
-            std::max(options_.ppo.max_tokens_per_micro_batch,
-                     setting_.longest_prompt + options_.rollout.max_new_tokens),
-            static_cast<std::int64_t>(algorithm.prompts_per_step * algorithm.samples_per_prompt));
-    if (ppo_) return largest;
+    if (ppo_) return largest_ppo_pass(options_.rollout, options_.ppo, setting_.longest_prompt);
     const auto& rejection = options_.rejection_sampling.sft;
     const auto& online = options_.online_preference;
     include(Stage::kPretrain, options_.pretrain.max_tokens_per_micro_batch,
@@ -176,7 +190,7 @@ class Planner {
 
   const RunOptions& options_;
   const PlanSetting& setting_;
-  ParameterCounts policy_, scalar_;
+  ParameterCounts policy_, scalar_, reward_;
   bool ppo_;
   MemoryPlan plan_;
 };
@@ -288,6 +302,17 @@ std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutO
                                       ? QuantisedRows::bytes(rows, RolloutWeights::most_inputs(model))
                                       : 0;
   return bytes_of(rows * per_row + sampled * D + logits + rope * model.head_dim, number_bytes) + quantised;
+}
+
+std::uint64_t teacher_pass_bytes(const ModelConfig& teacher, const RolloutOptions& rollout,
+                                 const PpoStageOptions& options, std::int64_t longest_prompt) {
+  const PassShape shape = largest_ppo_pass(rollout, options, longest_prompt);
+  return BytesPredictor().predict(SequencePass<float>::activation_bytes(teacher, shape, 0));
+}
+
+std::optional<ModelConfig> teacher_config(const RunOptions& options) {
+  if (options.distillation.teacher.empty()) return {};
+  return load_model_config(options.distillation.teacher);
 }
 
 std::uint64_t trunk_result_bytes(const TrunkResults& results, std::int64_t longest_prompt,

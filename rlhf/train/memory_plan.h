@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,7 @@ struct PlanSetting {
   NumberSizes sizes = NumberSizes::fp32();
   std::int64_t devices = 1;
   Sharding sharding = Sharding::kNone;
+  std::optional<ModelConfig> teacher;  ///< of distillation
 };
 
 /// What one tenant of the budget needs, phase by phase.
@@ -88,6 +90,10 @@ MemoryPlan plan_memory(const RunOptions& options, const PlanSetting& setting);
 std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutOptions& rollout,
                                         std::uint64_t number_bytes);
 
+/// Bytes of a teacher's scoring pass, at most.
+std::uint64_t teacher_pass_bytes(const ModelConfig& teacher, const RolloutOptions& rollout,
+                                 const PpoStageOptions& options, std::int64_t longest_prompt);
+
 /// What decides how much of frozen layers' results is kept.
 struct TrunkResults {
   const ModelConfig& model;
@@ -102,6 +108,9 @@ std::uint64_t trunk_result_bytes(const TrunkResults& results, std::int64_t longe
 
 /// K/V blocks that a budget leaves the run's generator while nothing is trained; 0 = nothing is generated.
 std::int64_t blocks_under(const RunOptions& options, const PlanSetting& setting, std::uint64_t budget_bytes);
+
+/// Configuration of the run's teacher; none without distillation. @throws IoError
+std::optional<ModelConfig> teacher_config(const RunOptions& options);
 
 /// Whether PPO has a reference model beside the policy: for a KL in reward or loss, or for that of the
 /// report.

@@ -13,6 +13,7 @@
 #include "rlhf/train/ppo_trainer.h"
 #include "rlhf/train/preference.h"
 #include "rlhf/train/rejection_sampling.h"
+#include "rlhf/train/reward_rating.h"
 
 namespace rlhf {
 namespace {
@@ -30,6 +31,8 @@ Pipeline::Pipeline(RunOptions options, PipelineSettings settings, RunObserver& o
       pool_(static_cast<int>(options_.threads)),
       policy_(load_policy(options_)),
       data_(build_task(options_, policy_, settings_.environment)) {
+  if (options_.has_stage(Stage::kPpo) && options_.has_teacher())
+    teacher_ = std::make_unique<LanguageModel>(load_teacher(options_.distillation.teacher, policy_));
   for (const std::string& warning : data_.warnings) observer_.message(LogLevel::kWarning, warning);
   plan_memory();
 }
@@ -60,7 +63,11 @@ StageContext Pipeline::context() {
 void Pipeline::plan_memory() {
   const PlanSetting setting{policy_.config(),
                             std::max(longest_prompt(data_.train_prompts), longest_prompt(data_.eval_prompts)),
-                            machine_memory_bytes()};
+                            machine_memory_bytes(),
+                            NumberSizes::fp32(),
+                            1,
+                            Sharding::kNone,
+                            teacher_ ? std::optional(teacher_->config()) : std::nullopt};
   memory_budget_ = options_.memory.budget.resolve(setting.machine_bytes);
   require_fit(options_, setting, memory_budget_, "memory.budget");
   const MemoryPlan plan = rlhf::plan_memory(options_, setting);
@@ -111,14 +118,18 @@ RunReport Pipeline::run() {
     // Only now, so that the stages before the reward model have its scores too.
     Stopwatch watch;
     for (Evaluation& evaluation : evaluations_) {
-      add_model_scores(evaluation, *reward_model_, options_.eval.reward_model_cases, context());
+      add_model_scores(evaluation, *reward_model_, data_.reward_reading, options_.eval.reward_model_cases,
+                       context());
       if (!settings_.directory.empty()) save_evaluation(kept_evaluation(evaluation.name), evaluation);
     }
     timings_.push_back({"reward", "score held-out responses", watch.lap()});
   }
   const auto sft = std::ranges::find(evaluations_, std::string("sft"), &Evaluation::name);
   if (sft != evaluations_.end()) final_is_worse_ = mean_score(evaluations_.back()) < mean_score(*sft);
-  return make_report();
+  RunReport report = make_report();
+  for (std::size_t i = warnings_.size(); i < report.warnings.size(); ++i)
+    observer_.message(LogLevel::kWarning, report.warnings[i]);  // the others are in the log already
+  return report;
 }
 
 void Pipeline::run_stage(Stage stage) {
@@ -172,19 +183,45 @@ void Pipeline::train_policy_stage(Stage stage) {
 void Pipeline::train_reward_model() {
   ModelConfig config = policy_.config();
   config.scalar_head = true;
-  config.num_labels = 1;
+  config.num_labels = static_cast<std::int64_t>(data_.reward_reading.num_outputs());
   reward_model_ =
       std::make_unique<Parameters<float>>(config, options_.model.trainable, &policy_.parameters());
   reward_model_->initialise_score_head(options_.run.seed);
   if (is_done("reward")) {
     load_final("reward", *reward_model_);
   } else {
-    run_reward_model(*reward_model_, data_.train_pairs, {}, options_.reward, context());
+    if (options_.reward.reading.target == RewardTarget::kPairs)
+      run_reward_model(*reward_model_, data_.train_pairs, options_.reward, context());
+    else
+      run_reward_rating(*reward_model_, data_.train_ratings, data_.reward_reading, options_.reward,
+                        context());
     save_final("reward", *reward_model_);
   }
+  judge_reward_model();
+}
+
+// Against held-out pairs and ratings, as far as there are any.
+void Pipeline::judge_reward_model() {
+  SequencePass<float> pass(reward_model_->config(), context().compute);
+  if (!data_.held_out_ratings.empty()) {
+    const auto quality =
+        evaluate_ratings(pass, reward_model_->weights(), data_.reward_reading, data_.held_out_ratings);
+    const auto& objectives = options_.reward.reading.objectives;
+    for (std::size_t k = 0; k < quality.size(); ++k) {
+      const std::string of = objectives.empty() ? "" : "/" + objectives[k].name;
+      results_.emplace_back("reward_model/ratings" + of, static_cast<double>(quality[k].count));
+      results_.emplace_back("reward_model/squared_error" + of, quality[k].mean_squared_error);
+      results_.emplace_back("reward_model/correlation" + of, quality[k].correlation);
+      results_.emplace_back("reward_model/rating_calibration_error" + of, quality[k].calibration_error);
+      observer_.message(
+          LogLevel::kInfo,
+          concat("reward model", of, ": squared error ", quality[k].mean_squared_error, ", correlation ",
+                 quality[k].correlation, " over ", quality[k].count, " held-out numbers"));
+    }
+  }
   if (data_.held_out_pairs.empty()) return;
-  SequencePass<float> pass(config, context().compute);
-  const PairAccuracy accuracy = evaluate_pairs(pass, reward_model_->weights(), data_.held_out_pairs);
+  const PairAccuracy accuracy =
+      evaluate_pairs(pass, reward_model_->weights(), data_.reward_reading, data_.held_out_pairs);
   results_.emplace_back("reward_model/pairs", static_cast<double>(accuracy.pairs));
   results_.emplace_back("reward_model/accuracy", accuracy.accuracy);
   results_.emplace_back("reward_model/calibration_error", accuracy.calibration_error);
@@ -244,7 +281,10 @@ void Pipeline::train_ppo() {
   const StageContext stage_context = context();
   {
     const PpoSetting setting{data_, options_.rollout, options_.ppo, stage_context, options_.schedule};
-    PpoTrainer(policy_, {reference_.get(), reward_model_.get(), critic_base}, setting).run();
+    const Parameters<float>* teacher = teacher_ ? &teacher_->parameters() : nullptr;
+    PpoTrainer trainer(policy_, {reference_.get(), reward_model_.get(), critic_base, teacher}, setting);
+    trainer.run();
+    warnings_.insert(warnings_.end(), trainer.warnings().begin(), trainer.warnings().end());
   }
   if (!replays) save_final("ppo", policy_.parameters());
 }
@@ -338,8 +378,7 @@ TaskReport Pipeline::report_task(const std::string& task) const {
       report.baselines.push_back({baseline.name, score_constant_answer(data_, baseline, policy_)});
   for (std::size_t i = 1; i < evaluations_.size(); ++i) {
     const PairedScores pairs = paired_scores(evaluations_[i - 1], evaluations_[i], task);
-    report.comparisons.push_back({evaluations_[i - 1].name, evaluations_[i].name,
-                                  pairs.mean_difference(),
+    report.comparisons.push_back({evaluations_[i - 1].name, evaluations_[i].name, pairs.mean_difference(),
                                   paired_difference_interval(pairs.before, pairs.after, 0xd1ff)});
   }
   return report;

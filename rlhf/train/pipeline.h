@@ -56,6 +56,7 @@ class Pipeline {
   void train_stage(Stage stage);
   void train_policy_stage(Stage stage);
   void train_reward_model();
+  void judge_reward_model();
   void train_preference();
   void train_rejection_sampling();
   void train_online_preference();
@@ -76,6 +77,7 @@ class Pipeline {
   ThreadPool pool_;
   LanguageModel policy_;
   TaskData data_;
+  std::unique_ptr<LanguageModel> teacher_;  ///< of distillation
   std::unique_ptr<Parameters<float>> reward_model_;
   std::unique_ptr<Parameters<float>> reference_;  ///< the policy before PPO, until PPO's result is judged
   std::vector<Evaluation> evaluations_;

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "rlhf/data/sample.h"
 #include "rlhf/ppo/experience.h"
+#include "rlhf/ppo/score_normalizer.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/ppo_options.h"
 #include "rlhf/train/sampled_response.h"
@@ -27,6 +29,19 @@ struct PpoSetting {
   std::function<void(GenerationRequest& request, std::uint64_t slot)> adjust_request = {};
 };
 
+/// What a PPO stage learns of its own numbers from batch to batch.
+struct PpoState {
+  explicit PpoState(const ppo::PpoOptions& algorithm)
+      : kl(algorithm.kl.controller, algorithm.kl.coefficient), scores(algorithm.reward.normalization) {}
+
+  ppo::KlController kl;
+  ppo::ScoreNormalizer scores;
+
+  /// By name, for checkpoints.
+  void save(std::map<std::string, double>& numbers) const;
+  void restore(const std::map<std::string, double>& numbers);
+};
+
 /// One response of a rollout batch and all that is known about it. Written by the generate lane until its
 /// group is complete, by the train lane after that.
 ///
@@ -40,6 +55,12 @@ struct PpoResponse : SampledResponse {
   std::int64_t predictor(std::size_t t) const {
     return static_cast<std::int64_t>(prompt->tokens.size() + t) - 1;
   }
+};
+
+/// The samples of an iteration, filled by the generate lane.
+struct PpoSamples {
+  std::vector<PpoResponse>& responses;   ///< group by group
+  std::vector<SampledResponse>& greedy;  ///< ReMax: one of each group; else empty
 };
 
 }  // namespace rlhf

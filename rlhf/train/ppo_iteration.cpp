@@ -5,11 +5,13 @@
 #include <numeric>
 
 #include "rlhf/core/error.h"
+#include "rlhf/core/hash.h"
 #include "rlhf/ppo/policy_loss.h"
 #include "rlhf/ppo/value_loss.h"
 #include "rlhf/schedule/batching_rules.h"
 #include "rlhf/train/batching.h"
 #include "rlhf/train/episode_metrics.h"
+#include "rlhf/train/ppo_pass.h"
 
 namespace rlhf {
 namespace {
@@ -29,34 +31,11 @@ ppo::PpoOptions algorithm_of(const PpoSetting& setting) {
 
 using Keep = SequencePass<float>::Keep;
 
-std::ptrdiff_t at(std::size_t index) {
-  return static_cast<std::ptrdiff_t>(index);
-}
-
 std::vector<float> narrow(const std::vector<double>& values) {
   return {values.begin(), values.end()};
 }
 
 }  // namespace
-
-// The rows of some responses, and which of them predict response tokens.
-struct PpoIteration::Pass {
-  PackedRows rows;
-  std::vector<TokenTarget> targets;  // every response token, response by response
-
-  Pass(const std::vector<PpoResponse>& all, const Indices& samples)
-      : rows([&] {
-          std::vector<std::span<const TokenId>> sequences;
-          for (std::size_t i : samples) sequences.push_back(all[i].tokens);
-          return sequences;
-        }()) {
-    for (std::size_t s = 0; s < samples.size(); ++s) {
-      const PpoResponse& response = all[samples[s]];
-      for (std::size_t t = 0; t < response.sample.tokens.size(); ++t)
-        targets.push_back({rows.row(s, response.predictor(t)), response.sample.tokens[t]});
-    }
-  }
-};
 
 // Flat arrays of some responses' training data, response by response.
 struct PpoIteration::Rows {
@@ -86,17 +65,18 @@ struct PpoIteration::Rows {
   }
 };
 
-PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl,
-                           std::int64_t iteration, std::vector<PpoResponse>& responses)
+PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, PpoState& state,
+                           std::int64_t iteration, const PpoSamples& samples)
     : setting_(setting),
       algorithm_(algorithm_of(setting)),
       models_(models),
-      kl_(kl),
+      state_(state),
       iteration_(iteration),
-      responses_(responses),
+      responses_(samples.responses),
+      greedy_responses_(samples.greedy),
       whole_batch_(ppo::needs_whole_batch(algorithm_)),
-      places_(responses.size()),
-      in_first_update_(responses.size()),
+      places_(samples.responses.size()),
+      in_first_update_(samples.responses.size()),
       pool_(setting.options.max_tokens_per_micro_batch, members(0).size()),
       updates_(num_optimizer_steps(algorithm_)) {
   for (std::size_t i : members(0)) in_first_update_[i] = true;
@@ -106,162 +86,6 @@ std::vector<std::span<const TokenId>> PpoIteration::sequences(const Indices& sam
   std::vector<std::span<const TokenId>> sequences;
   for (std::size_t i : samples) sequences.push_back(responses_[i].tokens);
   return sequences;
-}
-
-// ---- score ----
-
-bool PpoIteration::recompute_old_log_probs() const {
-  const OldLogProbs choice = setting_.options.old_log_probs;
-  if (choice != OldLogProbs::kAuto) return choice == OldLogProbs::kRecompute;
-  if (setting_.rollout.weights != WeightFormat::kFp32) return true;
-  // Off policy, a correction compares the sampler's log-probs with those of the weights that are trained.
-  const bool off_policy = setting_.schedule.staleness() > 0;
-  if (off_policy && algorithm_.correction.level != ppo::CorrectionLevel::kOff) return true;
-  const SamplingOptions& sampling = setting_.rollout.sampling;
-  return !keeps_all(sampling) || sampling.repetition_penalty != 1 || sampling.presence_penalty != 0 ||
-         sampling.frequency_penalty != 0;
-}
-
-bool PpoIteration::has_next_value(const PpoResponse& response) const {
-  return algorithm_.value_positions == ppo::ValuePositions::kTokensAndNext &&
-         static_cast<std::int64_t>(response.sample.tokens.size()) < setting_.rollout.max_new_tokens;
-}
-
-void PpoIteration::score(std::span<const std::size_t> samples) {
-  check_staleness(samples);
-  for (std::size_t i : samples) {
-    models_.judges.judge_by_rules(responses_[i]);
-    responses_[i].scored.score = responses_[i].rule_score.total;
-  }
-  if (!models_.reference && !models_.reward && !models_.critic && !recompute_old_log_probs()) return;
-  const Indices all(samples.begin(), samples.end());
-  for (const Indices& part : split_into_passes(sequences(all), setting_.options.max_tokens_per_micro_batch)) {
-    Indices chosen;
-    for (std::size_t i : part) chosen.push_back(all[i]);
-    score_by_models(chosen);
-  }
-}
-
-// Versions that a token's weights lie behind those it is trained on.
-void PpoIteration::check_staleness(std::span<const std::size_t> samples) {
-  for (std::size_t i : samples)
-    for (const WeightVersion version : responses_[i].sample.weight_versions) {
-      const auto staleness = static_cast<double>(iteration_ - static_cast<std::int64_t>(version));
-      if (staleness < 0 || staleness > static_cast<double>(setting_.schedule.staleness()))
-        fail<InternalError>("ppo: a token of prompt ", responses_[i].prompt->id, " was sampled with weights ",
-                            version, " and is trained in iteration ", iteration_,
-                            "; schedule.max_staleness is ", setting_.schedule.staleness());
-      staleness_sum_ += staleness;
-      staleness_max_ = std::max(staleness_max_, staleness);
-      ++staleness_count_;
-    }
-}
-
-// The layers that no model of the stage trains: once for all of them, and once an iteration while there is
-// room, which may have been in the generator.
-void PpoIteration::run_trunk(const Indices& samples, const Pass& pass) {
-  models_.pass.drop_trunk();
-  if (models_.trunk_layers == 0) return;
-  const auto D = static_cast<std::size_t>(models_.policy.config().hidden_size);
-  const auto for_tokens = [&](const auto& visit) {
-    for (std::size_t s = 0; s < samples.size(); ++s)
-      for (std::size_t p = 0; p < responses_[samples[s]].tokens.size(); ++p)
-        visit(responses_[samples[s]], p,
-              static_cast<std::size_t>(pass.rows.row(s, static_cast<std::int64_t>(p))));
-  };
-  if (std::ranges::none_of(samples, [&](std::size_t i) { return responses_[i].trunk.empty(); })) {
-    std::vector<const float*> rows(static_cast<std::size_t>(pass.rows.rows().size()));
-    for_tokens([&](PpoResponse& r, std::size_t p, std::size_t row) { rows[row] = r.trunk.data() + p * D; });
-    return models_.pass.restore_trunk(rows, models_.trunk_layers);
-  }
-  models_.pass.run_trunk(models_.policy.parameters().weights(), pass.rows, models_.trunk_layers);
-  if (models_.sampled_trunk) return;  // what is not kept did not fit
-  std::size_t bytes = 0;
-  for (std::size_t i : samples) bytes += responses_[i].tokens.size() * D * sizeof(float);
-  if (trunk_bytes_ + bytes > models_.trunk_cache_bytes) return;
-  trunk_bytes_ += bytes;
-  for (std::size_t i : samples) responses_[i].trunk.resize(responses_[i].tokens.size() * D);
-  for_tokens([&](PpoResponse& r, std::size_t p, std::size_t row) {
-    std::copy_n(models_.pass.trunk() + row * D, D, r.trunk.data() + p * D);
-  });
-}
-
-// Log-probs of all response tokens of a pass, after its trunk.
-std::vector<double> PpoIteration::log_probs(const DecoderWeights<float>& weights, const Pass& pass) {
-  std::vector<float> flat(pass.targets.size());
-  models_.pass.forward(weights, pass.rows, Keep::kNothing);
-  models_.pass.token_logprobs(weights, pass.targets, setting_.rollout.sampling.temperature, flat, {});
-  return {flat.begin(), flat.end()};
-}
-
-std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, const Pass& pass,
-                                          const std::vector<std::int64_t>& rows) {
-  std::vector<float> values(rows.size());
-  models_.pass.forward(weights, pass.rows, Keep::kNothing);
-  models_.pass.scalar_outputs(weights, rows, values);
-  return {values.begin(), values.end()};
-}
-
-// One pass over some responses: models that share a trunk run it once.
-void PpoIteration::score_by_models(const Indices& samples) {
-  const Pass pass(responses_, samples);
-  const bool asks_log_probs = recompute_old_log_probs() || models_.reference;
-  const auto memory =
-      models_.memory->begin_pass(PassShape::of(pass.rows, asks_log_probs ? pass.targets.size() : 0), 0);
-  run_trunk(samples, pass);
-  const auto give = [&](const std::vector<double>& flat, std::vector<double> ppo::ScoredResponse::*field) {
-    auto next = flat.begin();
-    for (std::size_t i : samples) {
-      const auto end = next + at(responses_[i].sample.tokens.size());
-      (responses_[i].scored.*field).assign(next, end);
-      next = end;
-    }
-  };
-  if (recompute_old_log_probs()) {
-    give(log_probs(models_.policy.parameters().weights(), pass), &ppo::ScoredResponse::log_probs);
-    measure_gap(samples);
-  }
-  if (models_.reference)
-    give(log_probs(models_.reference->weights(), pass), &ppo::ScoredResponse::reference_log_probs);
-  if (models_.reward) {
-    std::vector<std::int64_t> last;
-    for (std::size_t s = 0; s < samples.size(); ++s) last.push_back(pass.rows.last_row(s));
-    const auto scores = scalars(models_.reward->weights(), pass, last);
-    for (std::size_t s = 0; s < samples.size(); ++s) {
-      PpoResponse& response = responses_[samples[s]];
-      response.model_score = scores[s];
-      response.scored.score += setting_.options.reward_model_weight * response.model_score;
-    }
-  }
-  if (models_.critic) score_by_critic(samples, pass);
-}
-
-void PpoIteration::score_by_critic(const Indices& samples, const Pass& pass) {
-  std::vector<std::int64_t> rows;
-  const auto num_values = [&](std::size_t i) {
-    return responses_[i].sample.tokens.size() + has_next_value(responses_[i]);
-  };
-  for (std::size_t s = 0; s < samples.size(); ++s)
-    for (std::size_t t = 0; t < num_values(samples[s]); ++t)
-      rows.push_back(pass.rows.row(s, responses_[samples[s]].predictor(t)));
-  const auto values = scalars(models_.critic->weights(), pass, rows);
-  auto next = values.begin();
-  for (std::size_t i : samples) {
-    responses_[i].scored.values.assign(next, next + at(num_values(i)));
-    next += at(num_values(i));
-  }
-}
-
-void PpoIteration::measure_gap(const Indices& samples) {
-  for (std::size_t i : samples)
-    for (std::size_t t = 0; t < responses_[i].sample.tokens.size(); ++t) {
-      if (!responses_[i].sample.mask[t]) continue;
-      const ppo::ScoredResponse& scored = responses_[i].scored;
-      const double gap = std::abs(scored.log_probs[t] - scored.rollout_log_probs[t]);
-      gap_sum_ += gap;
-      gap_max_ = std::max(gap_max_, gap);
-      ++gap_count_;
-    }
 }
 
 // ---- advantages ----
@@ -302,7 +126,9 @@ void PpoIteration::compute_advantages(std::span<const std::size_t> samples) {
 // A response without advantage is not computed where its gradient would be 0: with group baselines that is
 // every group whose answers are all alike.
 bool PpoIteration::trains(std::size_t response) const {
-  if (models_.critic || !ppo::vanishes_with_advantage(algorithm_.policy)) return true;
+  const bool distils = algorithm_.distillation.coefficient > 0 &&
+                       algorithm_.distillation.estimate == ppo::DistillationEstimate::kExact;
+  if (models_.critic || distils || !ppo::vanishes_with_advantage(algorithm_.policy)) return true;
   const auto& [experience, row] = places_[response];
   for (std::size_t t = experience->offsets[row]; t < experience->offsets[row + 1]; ++t)
     if (experience->mask[t] && experience->advantages[t] != 0) return true;
@@ -322,7 +148,7 @@ void PpoIteration::prepare_group(const Indices& group) {
     counts |= ppo::has_counting_token(algorithm_, scored.back());
   }
   if (counts) {
-    parts_.push_back(ppo::compute_experience(algorithm_, kl_.coefficient(), scored));
+    parts_.push_back(ppo::compute_experience(algorithm_, state_.kl.coefficient(), scored));
     for (std::size_t k = 0; k < group.size(); ++k) places_[group[k]] = {&parts_.back(), k};
   }
   Indices trained;
@@ -338,11 +164,22 @@ void PpoIteration::prepare_group(const Indices& group) {
     update.micro_batches.push_back(std::move(part));
 }
 
+void PpoIteration::normalize_scores(std::vector<ppo::ScoredResponse>& scored) {
+  std::vector<double> scores;
+  for (const ppo::ScoredResponse& response : scored) scores.push_back(response.score);
+  state_.scores.observe(scores);
+  for (ppo::ScoredResponse& response : scored) {
+    response.score = state_.scores.normalize(response.score);
+    response.greedy_score = state_.scores.normalize(response.greedy_score);
+  }
+}
+
 void PpoIteration::complete() {
   std::vector<ppo::ScoredResponse> scored;
   for (const PpoResponse& response : responses_) scored.push_back(response.scored);
-  experience_ = ppo::compute_experience(algorithm_, kl_.coefficient(), scored);
-  kl_.update(experience_.mean_kl, scored.size());
+  normalize_scores(scored);
+  experience_ = ppo::compute_experience(algorithm_, state_.kl.coefficient(), scored);
+  state_.kl.update(experience_.mean_kl, scored.size());
   for (std::size_t i = 0; i < places_.size(); ++i) places_[i] = {&experience_, i};
   parts_.clear();
   for (std::size_t step = 0; step < updates_.size(); ++step) plan_update(step);
@@ -405,6 +242,7 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   const auto advantages = tokens.gather(&ppo::Experience::advantages);
   const auto reference = tokens.gather(&ppo::Experience::reference_log_probs);
   const auto importance = tokens.gather(&ppo::Experience::importance_weights);
+  const auto behaviour = tokens.gather(&ppo::Experience::rollout_log_probs);
   ppo::PolicyLossInputs inputs;
   inputs.rows = {tokens.offsets, mask};
   inputs.log_probs = log_probs;
@@ -413,14 +251,19 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   inputs.reference_log_probs = reference;
   inputs.entropies = entropy;
   inputs.importance_weights = importance;
+  inputs.behaviour_log_probs = behaviour;
   inputs.context = updates_[step].policy;
-  inputs.seed = setting_.context.seed;
+  // The random choice of clip_cov differs from micro-batch to micro-batch.
+  const std::uint64_t place[] = {static_cast<std::uint64_t>(iteration_), num_trained_};
+  inputs.seed = hash_values(std::span<const std::uint64_t>(place), setting_.context.seed);
+  if (step == 0) measure_mismatch(inputs);
   const ppo::PolicyLossResult loss = ppo::policy_loss(algorithm_.policy, inputs);
   if (!std::isfinite(loss.loss))
     fail<Error>("ppo: the policy loss of iteration ", iteration_ + 1, " is ", loss.loss,
                 " in a micro-batch of prompts ", prompt_ids(samples));
   models_.pass.token_logprobs_backward(weights, pass.targets, temperature, narrow(loss.d_log_probs),
                                        narrow(loss.d_entropies));
+  if (models_.teacher) add_distillation(pass, inputs, step);
   models_.pass.backward(weights, pass.rows);
 
   auto& losses = updates_[step].losses;
@@ -432,6 +275,29 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   pass_sums_["policy/ratio_variance"] += loss.metrics.ratio_variance;
   pass_sums_["policy/entropy"] += std::accumulate(entropy.begin(), entropy.end(), 0.0) /
                                   static_cast<double>(std::max<std::size_t>(1, entropy.size()));
+}
+
+// Sampler against trainer, before the weights move: in the first optimizer step.
+void PpoIteration::measure_mismatch(const ppo::PolicyLossInputs& inputs) {
+  if (inputs.behaviour_log_probs.empty()) return;
+  for (std::size_t t = 0; t < inputs.rows.positions(); ++t) {
+    if (!inputs.rows.counts(t)) continue;
+    const double log_ratio = inputs.log_probs[t] - inputs.behaviour_log_probs[t];
+    mismatch_k1_ -= log_ratio;
+    mismatch_k3_ += std::expm1(log_ratio) - log_ratio;
+    ++mismatch_count_;
+  }
+}
+
+// The exact reverse KL to the teacher as a loss, aggregated as the policy loss.
+void PpoIteration::add_distillation(const Pass& pass, const ppo::PolicyLossInputs& inputs, std::size_t step) {
+  if (algorithm_.distillation.estimate != ppo::DistillationEstimate::kExact) return;
+  std::vector<double> weights =
+      ppo::aggregation_weights(algorithm_.policy.aggregation, inputs.rows, inputs.context);
+  for (double& weight : weights) weight *= algorithm_.distillation.coefficient;
+  updates_[step].losses["loss/distillation"] +=
+      models_.teacher->add_reverse_kl(models_.pass, models_.policy.parameters().weights(), pass.rows,
+                                      pass.targets, weights, setting_.rollout.sampling.temperature);
 }
 
 void PpoIteration::train_critic(const Indices& samples, const Pass& pass, std::size_t step) {
@@ -497,6 +363,16 @@ void PpoIteration::optimize(std::size_t step) {
 
 // ---- metrics ----
 
+// Means of the reward model's objectives, where it has several.
+void PpoIteration::measure_objectives(Metrics& out) const {
+  const auto& objectives = setting_.data.reward_reading.options().objectives;
+  for (std::size_t k = 0; k < objectives.size(); ++k) {
+    double sum = 0;
+    for (const PpoResponse& response : responses_) sum += response.model_outputs.at(k);
+    out.emplace_back("reward/model/" + objectives[k].name, sum / static_cast<double>(responses_.size()));
+  }
+}
+
 Metrics PpoIteration::metrics() const {
   const double n = static_cast<double>(responses_.size());
   double total = 0, rules = 0, model = 0, length = 0, squares = 0, prompt = 0, ended = 0;
@@ -515,7 +391,10 @@ Metrics PpoIteration::metrics() const {
     if (!setting_.data.rules.empty()) scores.push_back(response.rule_score);
   }
   Metrics out = {{"reward/total", total}, {"reward/rules", rules}};
-  if (models_.reward) out.emplace_back("reward/model", model);
+  if (models_.reward) {
+    out.emplace_back("reward/model", model);
+    measure_objectives(out);
+  }
   for (const TermStatistics& term : setting_.data.rules.summarise(scores)) {
     out.emplace_back("reward/" + term.name, term.mean);
     out.emplace_back("reward/" + term.name + "_stddev", term.stddev);
@@ -537,6 +416,10 @@ Metrics PpoIteration::metrics() const {
     out.emplace_back("rollout/logprob_gap_mean", gap_sum_ / gap_count_);
     out.emplace_back("rollout/logprob_gap_max", gap_max_);
   }
+  if (mismatch_count_ > 0) {
+    out.emplace_back("rollout/mismatch_kl", mismatch_k1_ / mismatch_count_);
+    out.emplace_back("rollout/mismatch_k3_kl", mismatch_k3_ / mismatch_count_);
+  }
   if (setting_.schedule.staleness() > 0 && staleness_count_ > 0) {
     out.emplace_back("rollout/staleness_mean", staleness_sum_ / staleness_count_);
     out.emplace_back("rollout/staleness_max", staleness_max_);
@@ -551,7 +434,7 @@ Metrics PpoIteration::metrics() const {
   out.emplace_back("train/skipped_steps", skipped_steps_);
   out.emplace_back("train/without_gradient", static_cast<double>(num_skipped_) / n);
   out.emplace_back("train/learning_rate", learning_rate(models_.policy_optimizer.options()));
-  out.emplace_back("train/kl_coefficient", kl_.coefficient());
+  out.emplace_back("train/kl_coefficient", state_.kl.coefficient());
   return out;
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rlhf/ppo/experience.h"
+#include "rlhf/ppo/policy_loss.h"
 #include "rlhf/train/micro_batch_pool.h"
 #include "rlhf/train/ppo_batch.h"
 #include "rlhf/train/ppo_models.h"
@@ -23,9 +24,9 @@ class PpoIteration {
  public:
   using Indices = std::vector<std::size_t>;
 
-  /// @param responses of the rollout batch, being filled; group by group they are handed to `score`
-  PpoIteration(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl, std::int64_t iteration,
-               std::vector<PpoResponse>& responses);
+  /// @param samples of the rollout batch, being filled; group by group they are handed to `score`
+  PpoIteration(const PpoSetting& setting, PpoModels& models, PpoState& state, std::int64_t iteration,
+               const PpoSamples& samples);
 
   /// The schedule::Workload functions of these names.
   void score(std::span<const std::size_t> samples);
@@ -45,16 +46,27 @@ class PpoIteration {
   void score_by_models(const Indices& samples);
   void run_trunk(const Indices& samples, const Pass& pass);
   std::vector<double> log_probs(const DecoderWeights<float>& weights, const Pass& pass);
-  std::vector<double> scalars(const DecoderWeights<float>& weights, const Pass& pass,
-                              const std::vector<std::int64_t>& rows);
+  std::vector<double> squared_probabilities(const DecoderWeights<float>& weights, const Pass& pass);
+  std::vector<double> scalars(const DecoderWeights<float>& weights, const PackedRows& packed,
+                              const std::vector<std::int64_t>& rows, std::size_t num_outputs = 1);
+  void give(const Indices& samples, const std::vector<double>& flat,
+            std::vector<double> ppo::ScoredResponse::*field);
+  void score_by_policy(const Indices& samples, const Pass& pass);
+  void score_by_reward_model(const Indices& samples, const Pass& pass);
+  void take_model_score(PpoResponse& response, std::vector<double> outputs,
+                        const std::vector<std::size_t>& positions);
   void score_by_critic(const Indices& samples, const Pass& pass);
+  void score_greedy(const Indices& samples);
+  void score_greedy_by_model(const Indices& groups);
   void measure_gap(const Indices& samples);
   void check_staleness(std::span<const std::size_t> samples);
   bool recompute_old_log_probs() const;
+  bool runs_policy() const;
   bool has_next_value(const PpoResponse& response) const;
 
   // advantages
   void prepare_group(const Indices& group);
+  void normalize_scores(std::vector<ppo::ScoredResponse>& scored);
   void complete();
   void plan_update(std::size_t step);
   Indices members(std::size_t step) const;
@@ -62,8 +74,11 @@ class PpoIteration {
   std::vector<std::span<const TokenId>> sequences(const Indices& samples) const;
 
   // training
+  void add_distillation(const Pass& pass, const ppo::PolicyLossInputs& inputs, std::size_t step);
   void train_policy(const Indices& samples, const Pass& pass, std::size_t step);
+  void measure_mismatch(const ppo::PolicyLossInputs& inputs);
   void train_critic(const Indices& samples, const Pass& pass, std::size_t step);
+  void measure_objectives(Metrics& out) const;
   double learning_rate(const ppo::OptimizerOptions& options) const;
   std::string prompt_ids(const Indices& samples) const;
 
@@ -86,9 +101,10 @@ class PpoIteration {
   const PpoSetting& setting_;
   ppo::PpoOptions algorithm_;  ///< the setting's, completed by the rollout's options
   PpoModels& models_;
-  ppo::KlController& kl_;
+  PpoState& state_;
   std::int64_t iteration_;
   std::vector<PpoResponse>& responses_;
+  std::vector<SampledResponse>& greedy_responses_;
   bool whole_batch_;
 
   std::deque<ppo::Experience> parts_;  ///< of groups, until the batch is complete
@@ -105,6 +121,7 @@ class PpoIteration {
   std::size_t num_trained_ = 0, num_optimized_ = 0, num_skipped_ = 0;
   double gradient_norms_ = 0, critic_gradient_norms_ = 0, skipped_steps_ = 0;
   double gap_sum_ = 0, gap_max_ = 0, gap_count_ = 0;  ///< |sampler's - trainer's log-prob|
+  double mismatch_k1_ = 0, mismatch_k3_ = 0, mismatch_count_ = 0;
   double staleness_sum_ = 0, staleness_max_ = 0, staleness_count_ = 0;
 };
 

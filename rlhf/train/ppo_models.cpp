@@ -15,7 +15,12 @@ const ppo::OptimizerOptions& critic_optimizer_options(const ppo::PpoOptions& alg
 
 void check_inputs(const FrozenModels& frozen, const TaskData& data, const PpoStageOptions& options) {
   RLHF_CHECK(!data.train_prompts.empty(), "ppo: there are no prompts");
-  Judges{data, frozen.reward, options.reward_model_weight}.check("ppo");
+  const bool distils = options.algorithm.distillation.coefficient > 0;
+  RLHF_CHECK(!distils || frozen.teacher,
+             "ppo: algorithm.distillation has a coefficient but there is no teacher");
+  // A teacher grades tokens: then there may be no other judge.
+  const Judges judges{data, frozen.reward, options.reward_model_weight};
+  if (!distils || options.reward_model_weight != 0) judges.check("ppo");
   RLHF_CHECK(!ppo::needs_reference(options.algorithm) || frozen.reference,
              "ppo: a KL to the reference is used but there is no reference model");
   RLHF_CHECK(!options.algorithm.dynamic_sampling.enabled || !data.rules.empty(),
@@ -49,6 +54,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
       policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size()),
       pass(policy.config(), context.compute) {
   check_inputs(frozen, data, options);
+  if (options.algorithm.distillation.coefficient > 0) teacher.emplace(*frozen.teacher, context.compute);
   const auto scheduling = schedule.make_policy();
   if (scheduling->max_staleness() > 0) snapshot.emplace(policy.parameters().snapshot());
   if (rollout.weights != WeightFormat::kFp32)
@@ -118,6 +124,10 @@ PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const T
   if (frozen.reference) hold("reference (own part)", frozen.reference->owned_bytes());
   if (frozen.reward)
     hold("reward model (own part, gradient)", frozen.reward->owned_bytes() + frozen.reward->gradient_bytes());
+  if (frozen.teacher) {
+    hold("teacher weights", frozen.teacher->owned_bytes());
+    hold("teacher's pass", teacher_pass_bytes(frozen.teacher->config(), rollout, options, longest));
+  }
   if (snapshot) hold("generator's copy of the weights", snapshot->owned_bytes());
   if (rollout_weights) hold("generator's packed weights", rollout_weights->bytes());
   hold("generator's workspace", generator_workspace_bytes(policy.config(), rollout, sizeof(float)));

@@ -14,6 +14,7 @@
 #include "rlhf/train/sampled_response.h"
 #include "rlhf/train/schedule_options.h"
 #include "rlhf/train/stage.h"
+#include "rlhf/train/teacher.h"
 
 namespace rlhf {
 
@@ -22,6 +23,7 @@ struct FrozenModels {
   const Parameters<float>* reference = nullptr;    ///< may be null when no KL is used
   const Parameters<float>* reward = nullptr;       ///< may be null when reward_model_weight is 0
   const Parameters<float>* critic_base = nullptr;  ///< weights the critic starts from; null = the policy's
+  const Parameters<float>* teacher = nullptr;      ///< may be null without distillation
 };
 
 /// Everything of a PPO stage that outlives an iteration: the models, their optimizers, the generator and the
@@ -36,6 +38,7 @@ struct PpoModels {
   const Parameters<float>* reference;
   const Parameters<float>* reward;
   Judges judges;
+  std::optional<Teacher> teacher;  ///< of distillation
   std::optional<Parameters<float>> critic;
   Optimizer<float> policy_optimizer;
   std::optional<Optimizer<float>> critic_optimizer;

@@ -18,7 +18,9 @@ struct PpoStageOptions {
   std::int64_t max_tokens_per_micro_batch =
       1024;  ///< prompt and response tokens of one forward/backward pass
   config::MemorySize trunk_cache{std::uint64_t{256} << 20, {}};  ///< see visit_fields
+  double rules_weight = 1;         ///< weight of the rules' score; 0 = they only watch
   double reward_model_weight = 0;  ///< weight of the reward model's score beside the rules
+  bool step_rewards = false;       ///< a step's reward at its last token, instead of one score at the end
   OldLogProbs old_log_probs = OldLogProbs::kAuto;
   WeightMismatch weight_mismatch = WeightMismatch::kTruncate;
   CriticInit critic_init = CriticInit::kPolicy;
@@ -35,8 +37,12 @@ struct PpoStageOptions {
         "trunk_cache", trunk_cache,
         "Memory for the frozen layers' results of a rollout batch, so that they are computed once and not "
         "once an epoch; a larger batch computes them again, with equal results");
+    v.field("rules_weight", rules_weight,
+            "Weight of the rules' score in what is learned; 0 = rules are only reported", {-1e6, 1e6});
     v.field("reward_model_weight", reward_model_weight, "Weight of the reward model's score beside the rules",
             {-1e6, 1e6});
+    v.field("step_rewards", step_rewards,
+            "reward.target: steps - give each step's reward at its last token, not one score at the end");
     v.choice("old_log_probs", old_log_probs,
              {{"auto", OldLogProbs::kAuto},
               {"rollout", OldLogProbs::kRollout},
@@ -64,17 +70,23 @@ struct PpoStageOptions {
     return weights != WeightFormat::kFp32 && weight_mismatch == WeightMismatch::kTruncate &&
            own.level == ppo::CorrectionLevel::kOff && own.rejection.empty() && !own.bypass;
   }
-  /// Refuses what the algorithm's functions know and the trainer does not feed them.
+  /// Reports combinations that cannot work.
   void validate(config::Problems& problems) const {
-    using ppo::AdvantageForm;
-    if (algorithm.advantage.greedy_baseline && reward_model_weight != 0)
-      problems.add("algorithm.advantage.greedy_baseline",
-                   "greedy responses are judged by the rules alone: set reward_model_weight to 0");
-    if (algorithm.advantage.form == AdvantageForm::kTokenBaseline ||
-        algorithm.advantage.form == AdvantageForm::kTokenBaselineByNumber)
-      problems.add("algorithm.advantage.form",
-                   "the trainer does not compute the sums of squared probabilities that the token baselines "
-                   "need; use gae, reward_to_go or sequence");
+    if (rules_weight == 0 && reward_model_weight == 0 && algorithm.distillation.coefficient == 0)
+      problems.add("rules_weight",
+                   "is 0, and so are reward_model_weight and algorithm.distillation.coefficient: "
+                   "there is nothing to learn from");
+    if (step_rewards && reward_model_weight == 0)
+      problems.add("step_rewards", "needs a reward_model_weight that is not 0");
+    if (step_rewards && algorithm.advantage.greedy_baseline)
+      problems.add("step_rewards", "algorithm.advantage.greedy_baseline compares scores of whole responses");
+    if (step_rewards && algorithm.reward.normalization != ppo::ScoreNormalization::kNone)
+      problems.add("step_rewards", "algorithm.reward.normalization looks at scores of whole responses");
+    const bool corrects =
+        algorithm.correction.level != ppo::CorrectionLevel::kOff || !algorithm.correction.rejection.empty();
+    if (old_log_probs == OldLogProbs::kRollout && corrects)
+      problems.add("old_log_probs",
+                   "rollout leaves algorithm.correction no difference to look at; use auto or recompute");
   }
 };
 

@@ -14,7 +14,8 @@ PpoRollout::PpoRollout(const PpoSetting& setting, PpoModels& models, std::int64_
       models_(models),
       iteration_(iteration),
       slots_(algorithm_.prompts_per_step),
-      responses_(algorithm_.prompts_per_step * algorithm_.samples_per_prompt) {}
+      responses_(algorithm_.prompts_per_step * algorithm_.samples_per_prompt),
+      greedy_responses_(algorithm_.advantage.greedy_baseline ? algorithm_.prompts_per_step : 0) {}
 
 void PpoRollout::start() {
   before_ = models_.engine->statistics();
@@ -26,7 +27,7 @@ void PpoRollout::submit(std::size_t slot, std::int64_t round) {
   const auto items = step_items(setting_.data.train_prompts.size(), slots_.size(), iteration_,
                                 setting_.context.seed + 0x9e3779b9 * static_cast<std::uint64_t>(round),
                                 round == 0 ? setting_.options.prompt_order : ItemOrder::kShuffled);
-  slots_[slot] = {&setting_.data.train_prompts[items[slot]], round, 0};
+  slots_[slot] = {&setting_.data.train_prompts[items[slot]], round};
   GenerationRequest request =
       make_request(*slots_[slot].prompt, setting_.rollout, models_.policy, setting_.data);
   request.seed = setting_.context.seed + static_cast<std::uint64_t>(iteration_) + 1;
@@ -66,10 +67,7 @@ std::vector<std::size_t> PpoRollout::accept(Sample sample) {
   if (++slots_[slot].finished < expected || sample_again(slot)) return {};
   if (++num_complete_groups_ == slots_.size()) measure();
   std::vector<std::size_t> group(algorithm_.samples_per_prompt);
-  for (std::size_t k = 0; k < group.size(); ++k) {
-    group[k] = slot * algorithm_.samples_per_prompt + k;
-    responses_[group[k]].scored.greedy_score = slots_[slot].greedy_score;
-  }
+  for (std::size_t k = 0; k < group.size(); ++k) group[k] = slot * algorithm_.samples_per_prompt + k;
   return group;
 }
 
@@ -83,9 +81,8 @@ void PpoRollout::accept_sample(Sample sample, std::size_t slot) {
 
 // ReMax: the greedy response is judged and not trained on.
 void PpoRollout::accept_greedy(Sample sample, std::size_t slot) {
-  SampledResponse greedy = make_sampled_response(models_.policy, *slots_[slot].prompt, std::move(sample));
-  models_.judges.judge_by_rules(greedy);
-  slots_[slot].greedy_score = greedy.rule_score.total;
+  sample.trunk = {};
+  greedy_responses_[slot] = make_sampled_response(models_.policy, *slots_[slot].prompt, std::move(sample));
 }
 
 // What the generator computed in the layers that are not trained serves the trainer as well, bit for bit.

@@ -21,6 +21,8 @@ class PpoRollout {
   /// Slot by slot, samples_per_prompt each.
   std::vector<PpoResponse>& responses() { return responses_; }
   const std::vector<PpoResponse>& responses() const { return responses_; }
+  /// ReMax: the greedy response of each slot; empty without greedy_baseline.
+  std::vector<SampledResponse>& greedy_responses() { return greedy_responses_; }
   std::size_t num_resampled_groups() const { return num_resampled_groups_; }
   /// Tokens per second of decode steps without prefill, while this batch was generated; 0 = there were none.
   double decode_tokens_per_s() const { return decode_tokens_per_s_; }
@@ -33,7 +35,6 @@ class PpoRollout {
     const Prompt* prompt = nullptr;
     std::int64_t round = 0;
     std::size_t finished = 0;  ///< samples, and the greedy response where there is one
-    double greedy_score = 0;
   };
 
   void submit(std::size_t slot, std::int64_t round);
@@ -52,6 +53,7 @@ class PpoRollout {
   GenerationStatistics before_;  ///< of the engine when the iteration began
   std::vector<Slot> slots_;
   std::vector<PpoResponse> responses_;
+  std::vector<SampledResponse> greedy_responses_;
   std::size_t num_complete_groups_ = 0, num_resampled_groups_ = 0;
   std::size_t trunk_bytes_ = 0;  ///< of all responses
   std::int64_t num_steps_ = 0;

@@ -12,7 +12,7 @@ PpoTrainer::PpoTrainer(LanguageModel& policy, const FrozenModels& frozen, const 
       policy_(setting.schedule.make_policy()),
       models_(policy, frozen, setting.data, setting.rollout, setting.options, setting.context,
               setting.schedule),
-      kl_(setting.options.algorithm.kl.controller, setting.options.algorithm.kl.coefficient) {}
+      state_(setting.options.algorithm) {}
 
 void PpoTrainer::run() {
   std::vector<LearningModel> learning = {{"policy", &models_.policy.parameters(), &models_.policy_optimizer}};
@@ -21,7 +21,8 @@ void PpoTrainer::run() {
   const bool lags = models_.snapshot && !policy_->updates_in_flight();
   if (lags) learning.push_back({"snapshot", &*models_.snapshot, nullptr});
   StageCheckpoint checkpoint(setting_.context, "ppo", learning);
-  std::map<std::string, double> numbers = {{"kl_coefficient", kl_.coefficient()}};
+  std::map<std::string, double> numbers;
+  state_.save(numbers);
 
   schedule::ExecutorOptions options;
   options.first = checkpoint.restore(numbers);
@@ -29,16 +30,16 @@ void PpoTrainer::run() {
   options.last = replay_step > 0 ? replay_step : setting_.options.iterations;
   options.published = lags ? std::max<std::int64_t>(0, options.first - 1) : options.first;
   options.sink = [&](const schedule::TraceEvent& event) { setting_.context.observer->lane_event(event); };
-  kl_.restore(numbers["kl_coefficient"]);
+  state_.restore(numbers);
   if (models_.snapshot && !lags)
     std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
   models_.pack(setting_.context.compute);
 
   PpoWorkload workload(
-      setting_, models_, kl_, options.first, options.published,
+      setting_, models_, state_, options.first, options.published,
       [&](std::int64_t iteration, const PpoWorkload::Batch& batch, const schedule::IterationTimes& times) {
         report(batch, times, iteration + 1);
-        numbers["kl_coefficient"] = kl_.coefficient();
+        state_.save(numbers);
         checkpoint.after_step(iteration + 1, options.last, numbers);
       });
   say_correction();
@@ -91,8 +92,19 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   for (const auto& metric : models_.memory->take_metrics()) metrics.push_back(metric);
   log_samples(responses, number);
   setting_.context.observer->step("ppo", number, setting_.options.iterations, metrics);
+  watch_proxy(metrics, number);
   if (setting_.context.observer->wants_records())
     setting_.context.observer->record("ppo", number, hashes_after(responses));
+}
+
+// The reward model is the proxy of what the rules measure.
+void PpoTrainer::watch_proxy(const Metrics& metrics, std::int64_t number) {
+  if (!models_.reward || setting_.data.rules.empty()) return;
+  const auto warning =
+      alarm_.observe(number, metric(metrics, "reward/model", 0), metric(metrics, "reward/rules", 0));
+  if (!warning) return;
+  warnings_.push_back("ppo: " + *warning);
+  setting_.context.observer->message(LogLevel::kWarning, warnings_.back());
 }
 
 // Of what was sampled and of what was learned from it.

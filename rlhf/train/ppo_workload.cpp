@@ -22,11 +22,11 @@ auto in_iteration(std::int64_t iteration, const Fn& fn) {
 
 }  // namespace
 
-PpoWorkload::PpoWorkload(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl,
-                         std::int64_t first, WeightVersion version, Finish finish)
+PpoWorkload::PpoWorkload(const PpoSetting& setting, PpoModels& models, PpoState& state, std::int64_t first,
+                         WeightVersion version, Finish finish)
     : setting_(setting),
       models_(models),
-      kl_(kl),
+      state_(state),
       finish_(std::move(finish)),
       next_to_start_(first),
       version_(version) {}
@@ -53,7 +53,7 @@ PpoWorkload::Batch& PpoWorkload::batch(std::int64_t iteration) const {
 
 void PpoWorkload::start_up_to(std::int64_t last_iteration) {
   for (; next_to_start_ <= last_iteration; ++next_to_start_) {
-    auto batch = std::make_unique<Batch>(setting_, models_, kl_, next_to_start_);
+    auto batch = std::make_unique<Batch>(setting_, models_, state_, next_to_start_);
     batch->rollout.start();
     const std::lock_guard lock(batches_mutex_);
     batches_.emplace(next_to_start_, std::move(batch));

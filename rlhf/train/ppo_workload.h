@@ -21,8 +21,9 @@ class PpoWorkload : public schedule::Workload {
  public:
   /// One iteration, both halves.
   struct Batch {
-    Batch(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl, std::int64_t number)
-        : rollout(setting, models, number), training(setting, models, kl, number, rollout.responses()) {}
+    Batch(const PpoSetting& setting, PpoModels& models, PpoState& state, std::int64_t number)
+        : rollout(setting, models, number),
+          training(setting, models, state, number, {rollout.responses(), rollout.greedy_responses()}) {}
     PpoRollout rollout;
     PpoIteration training;
   };
@@ -31,7 +32,7 @@ class PpoWorkload : public schedule::Workload {
   /// @param finish reports an iteration and keeps a checkpoint
   /// @param first iteration that will be started
   /// @param version of the weights that generation begins with
-  PpoWorkload(const PpoSetting& setting, PpoModels& models, ppo::KlController& kl, std::int64_t first,
+  PpoWorkload(const PpoSetting& setting, PpoModels& models, PpoState& state, std::int64_t first,
               WeightVersion version, Finish finish);
 
   std::size_t num_samples() const override;
@@ -53,7 +54,7 @@ class PpoWorkload : public schedule::Workload {
 
   const PpoSetting& setting_;
   PpoModels& models_;
-  ppo::KlController& kl_;
+  PpoState& state_;
   Finish finish_;
   mutable std::mutex batches_mutex_;
   std::map<std::int64_t, std::unique_ptr<Batch>> batches_;  ///< started and not finished

@@ -1,14 +1,13 @@
 #include "rlhf/train/reward_model.h"
 
 #include "rlhf/core/error.h"
+#include "rlhf/train/reward_rating.h"
 #include "rlhf/train/training_steps.h"
 
 namespace rlhf {
 namespace {
 
 using Pass = SequencePass<float>;
-
-constexpr std::size_t kCalibrationBins = 10;
 
 std::int64_t pair_tokens(const TrainingPair& pair) {
   return static_cast<std::int64_t>(pair.chosen.tokens.size() + pair.rejected.tokens.size());
@@ -54,36 +53,18 @@ void train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
 
 }  // namespace
 
-std::vector<double> score_sequences(Pass& pass, const DecoderWeights<float>& weights,
-                                    const std::vector<std::span<const TokenId>>& sequences,
-                                    std::int64_t max_tokens_per_pass) {
-  for (const auto& sequence : sequences)
-    RLHF_CHECK(!sequence.empty(), "score_sequences: an empty sequence has no score");
-  std::vector<double> scores(sequences.size());
-  for (const auto& batch : split_into_passes(sequences, max_tokens_per_pass)) {
-    std::vector<std::span<const TokenId>> part;
-    for (std::size_t i : batch) part.push_back(sequences[i]);
-    const PackedRows rows(part);
-    std::vector<std::int64_t> last;
-    for (std::size_t s = 0; s < part.size(); ++s) last.push_back(rows.last_row(s));
-    std::vector<float> values(last.size());
-    pass.forward(weights, rows, Pass::Keep::kNothing);
-    pass.scalar_outputs(weights, last, values);
-    for (std::size_t s = 0; s < batch.size(); ++s) scores[batch[s]] = static_cast<double>(values[s]);
-  }
-  return scores;
-}
-
-PairAccuracy evaluate_pairs(Pass& pass, const DecoderWeights<float>& weights,
+PairAccuracy evaluate_pairs(Pass& pass, const DecoderWeights<float>& weights, const RewardReading& reading,
                             const std::vector<TrainingPair>& pairs) {
   PairAccuracy result;
   if (pairs.empty()) return result;
-  std::vector<std::span<const TokenId>> sequences;
+  std::vector<TrainingExample> answers;
   for (const TrainingPair& pair : pairs) {
-    sequences.push_back(pair.chosen.tokens);
-    sequences.push_back(pair.rejected.tokens);
+    answers.push_back(pair.chosen);
+    answers.push_back(pair.rejected);
   }
-  const auto scores = score_sequences(pass, weights, sequences, 2048);
+  std::vector<double> scores;
+  for (const auto& outputs : read_outputs(pass, weights, reading, answers, kRatedTokensPerPass))
+    scores.push_back(reading.score(outputs));
   std::vector<double> chosen, rejected;
   const double share = 1 / static_cast<double>(pairs.size());
   for (std::size_t p = 0; p < pairs.size(); ++p) {
@@ -97,9 +78,8 @@ PairAccuracy evaluate_pairs(Pass& pass, const DecoderWeights<float>& weights,
   return result;
 }
 
-PairAccuracy run_reward_model(Parameters<float>& reward, const std::vector<TrainingPair>& train,
-                              const std::vector<TrainingPair>& held_out, const RewardModelOptions& options,
-                              const StageContext& context) {
+void run_reward_model(Parameters<float>& reward, const std::vector<TrainingPair>& train,
+                      const RewardModelOptions& options, const StageContext& context) {
   RLHF_CHECK(!train.empty(), "reward: there are no pairs");
   Pass pass(reward.config(), context.compute);
   TrainingPlan plan{"reward", "reward"};
@@ -126,7 +106,6 @@ PairAccuracy run_reward_model(Parameters<float>& reward, const std::vector<Train
     measure.metrics = {{"accuracy", sums.correct}, {"margin", sums.margin}};
     return measure;
   });
-  return evaluate_pairs(pass, reward.weights(), held_out);
 }
 
 }  // namespace rlhf

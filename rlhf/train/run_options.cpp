@@ -43,7 +43,11 @@ const char* to_string(Stage stage) {
 }
 
 bool RunOptions::needs_pairs() const {
-  return has_stage(Stage::kReward) || (has_stage(Stage::kPreference) && !has_labels());
+  return (has_stage(Stage::kReward) && !needs_ratings()) || (has_stage(Stage::kPreference) && !has_labels());
+}
+
+bool RunOptions::needs_ratings() const {
+  return has_stage(Stage::kReward) && reward.reading.target != RewardTarget::kPairs;
 }
 
 bool RunOptions::has_stage(Stage stage) const {
@@ -65,9 +69,22 @@ void RunOptions::validate_sampling(config::Problems& problems, Stage stage,
   if (rollout.sampling.temperature == 0)
     problems.add("rollout.sampling.temperature",
                  name + " needs sampled responses: the temperature must be above 0");
-  if (data.source == DataSource::kFiles && rewards.empty() && reward_model_weight == 0)
+  const bool taught = stage == Stage::kPpo && has_teacher();
+  if (data.source == DataSource::kFiles && rewards.empty() && reward_model_weight == 0 && !taught)
     problems.add("rewards", name + " on files needs a rule reward, or " + name +
                                 ".reward_model_weight and the stage 'reward'");
+}
+
+// Ratings come from files, and only some of what is made of pairs can be made of them.
+void RunOptions::validate_ratings(config::Problems& problems) const {
+  if (needs_ratings() && data.source != DataSource::kFiles)
+    problems.add("reward.target", "scores and steps need data.source: files with data.ratings_file");
+  if (!needs_ratings() && !(data.ratings_file.empty() && data.held_out_ratings_file.empty()))
+    problems.add("data.ratings_file", "only the stage 'reward' with target: scores or steps reads ratings");
+  if (ppo.step_rewards && reward.reading.target != RewardTarget::kSteps)
+    problems.add("ppo.step_rewards", "needs reward.target: steps");
+  if (ppo.critic_init == CriticInit::kReward && reward.reading.num_outputs() > 1)
+    problems.add("ppo.critic_init", "a reward model of several objectives has no single value to start from");
 }
 
 void RunOptions::validate(config::Problems& problems) const {
@@ -106,7 +123,11 @@ void RunOptions::validate(config::Problems& problems) const {
   };
   needs_file(Stage::kPretrain, data.sft_file, "sft_file");
   needs_file(Stage::kSft, data.sft_file, "sft_file");
-  needs_file(Stage::kReward, data.pairs_file, "pairs_file");
+  if (needs_ratings())
+    needs_file(Stage::kReward, data.ratings_file, "ratings_file");
+  else
+    needs_file(Stage::kReward, data.pairs_file, "pairs_file");
+  validate_ratings(problems);
   if (!has_labels()) needs_file(Stage::kPreference, data.pairs_file, "pairs_file");
   if (!data.labels_file.empty() &&
       (data.source != DataSource::kFiles || !has_stage(Stage::kPreference) || !preference.unpaired))
@@ -124,6 +145,14 @@ void RunOptions::validate(config::Problems& problems) const {
       (!model.new_model || model.new_model->vocabulary != NewModelOptions::Vocabulary::kLetters))
     problems.add("model.new.vocabulary",
                  "data.source: random_walks needs a new model with the vocabulary 'letters'");
+  if (has_stage(Stage::kPpo) && has_teacher() == distillation.teacher.empty())
+    problems.add("distillation.teacher", has_teacher()
+                                             ? "ppo.algorithm.distillation.coefficient needs a teacher"
+                                             : "is not used: ppo.algorithm.distillation.coefficient is 0");
+  if (has_stage(Stage::kPpo) && ppo.algorithm.dynamic_sampling.enabled && data.source == DataSource::kFiles &&
+      rewards.empty())
+    problems.add("ppo.algorithm.dynamic_sampling.enabled",
+                 "looks at the spread of rule rewards, and there are none: give rewards");
   const char* whole_batch = ppo::whole_batch_key(ppo.algorithm);
   if (has_stage(Stage::kPpo) && schedule.require_early_training && whole_batch)
     problems.add("schedule.require_early_training", std::string("excludes ppo.algorithm.") + whole_batch +

@@ -69,6 +69,18 @@ struct ModelSection {
   }
 };
 
+/// Whose probabilities ppo.algorithm.distillation follows.
+struct DistillationSection {
+  std::string teacher;  ///< Hugging Face directory or GGUF file; empty = none
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("teacher", teacher,
+            "Hugging Face directory or GGUF file of a model with the policy's tokens, for "
+            "ppo.algorithm.distillation");
+  }
+};
+
 enum class DataSource { kFinanceDesk, kRandomWalks, kFiles };
 
 struct DataSection {
@@ -76,7 +88,8 @@ struct DataSection {
   std::vector<std::string> kinds = {"intent", "gate", "calculation", "clause", "view"};
   std::int64_t sft_cases = 200, pair_cases = 200, held_out_pair_cases = 20, prompt_cases = 1000,
                eval_cases = 200;
-  std::string sft_file, pairs_file, held_out_pairs_file, labels_file, prompts_file, eval_file;
+  std::string sft_file, pairs_file, held_out_pairs_file, ratings_file, held_out_ratings_file, labels_file,
+      prompts_file, eval_file;
   finance::Templates sft_templates = finance::Templates::kHalf;
   PromptText prompt_text = PromptText::kUserMessage;
 
@@ -103,6 +116,10 @@ struct DataSection {
     v.field("pairs_file", pairs_file, "files: JSONL preference pairs");
     v.field("held_out_pairs_file", held_out_pairs_file,
             "files: JSONL pairs that reward and preference are judged on");
+    v.field("ratings_file", ratings_file,
+            "files: JSONL responses with scores, for reward.target: scores or steps");
+    v.field("held_out_ratings_file", held_out_ratings_file,
+            "files: JSONL responses with scores that the reward model is judged on");
     v.field("labels_file", labels_file,
             "files: JSONL responses with labels for preference.unpaired; empty = the sides of pairs_file");
     v.field("prompts_file", prompts_file,
@@ -186,8 +203,7 @@ struct EvalSection {
     v.field("max_new_tokens", max_new_tokens, "0 = rollout.max_new_tokens", {0, 1 << 20});
     v.field("base", base, "Also judge the model before any training");
     v.field("base_cases", base_cases,
-            "Held-out cases per task that the model answers before any training; 0 = all",
-            {0, 1e6});
+            "Held-out cases per task that the model answers before any training; 0 = all", {0, 1e6});
     v.field("transcripts", transcripts, "Before/after transcripts per task in the report", {0, 100});
     v.field("sampled_draws", sampled_draws,
             "Also sample so many responses per prompt with rollout.sampling; 0 = no", {0, 1e5});
@@ -224,6 +240,7 @@ struct RunOptions {
   OnlinePreferenceOptions online_preference;
   RolloutOptions rollout;
   PpoStageOptions ppo;
+  DistillationSection distillation;
   EvalSection eval;
   ScheduleOptions schedule;
   MemorySection memory;
@@ -249,6 +266,7 @@ struct RunOptions {
             "Preference learning on the policy's own responses (online DPO)");
     v.group("rollout", rollout, "Sampling of responses");
     v.group("ppo", ppo, "Policy optimisation");
+    v.group("distillation", distillation, "Teacher of an on-policy distillation");
     v.group("eval", eval, "Evaluation");
     v.group("schedule", schedule, "What runs when");
     v.group("memory", memory, "Memory");
@@ -257,12 +275,16 @@ struct RunOptions {
 
   bool has_stage(Stage stage) const;
   bool needs_pairs() const;
+  /// Whether the reward model learns from rated answers.
+  bool needs_ratings() const;
   /// Whether a stage samples responses to training prompts.
   bool needs_prompts() const;
+  bool has_teacher() const { return ppo.algorithm.distillation.coefficient > 0; }
   bool has_labels() const { return data.source == DataSource::kFiles && !data.labels_file.empty(); }
   std::string directory() const { return run.dir.empty() ? "runs/" + run.name : run.dir; }
 
  private:
+  void validate_ratings(config::Problems& problems) const;
   void validate_sampling(config::Problems& problems, Stage stage, double reward_model_weight) const;
 };
 

@@ -17,7 +17,8 @@ struct SampledResponse {
   std::vector<TokenId> tokens;  ///< prompt and response
   bool judged = false;          ///< rule_score is there
   Score rule_score;
-  double model_score = 0;  ///< of the reward model, when there is one
+  double model_score = 0;             ///< of the reward model, when there is one
+  std::vector<double> model_outputs;  ///< [positions][objectives] that made it; empty without one
 };
 
 /// Who judges the responses of a stage: the rules of the task and, with a weight, a reward model.

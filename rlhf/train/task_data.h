@@ -10,6 +10,7 @@
 #include "reward/scoring/composition.h"
 #include "rlhf/data/sample.h"
 #include "rlhf/train/language_model.h"
+#include "rlhf/train/reward_reading.h"
 #include "rollout/environment/episode_runner.h"
 
 namespace rlhf {
@@ -34,6 +35,13 @@ struct LabelledExample {
   bool desirable = true;
 };
 
+/// A tokenised answer with the numbers that a reward model learns to predict.
+struct RatedExample {
+  TrainingExample example;
+  std::vector<std::size_t> positions;  ///< tokens whose outputs are compared
+  std::vector<double> targets;         ///< [positions][objectives]
+};
+
 /// A constant answer per task, for the report.
 struct TaskBaseline {
   std::string task, name, answer;
@@ -44,9 +52,11 @@ struct TaskData {
   std::vector<TrainingExample> demonstrations;
   std::vector<TrainingPair> train_pairs, held_out_pairs;
   std::vector<LabelledExample> labelled;  ///< for unpaired preference losses; empty: the sides of the pairs
+  std::vector<RatedExample> train_ratings, held_out_ratings;
   std::vector<Prompt> train_prompts, eval_prompts;
   std::vector<TaskBaseline> baselines;
-  RewardComposition rules;  ///< rule rewards; may be empty
+  RewardComposition rules;       ///< rule rewards; may be empty
+  RewardReading reward_reading;  ///< how a reward model's outputs become a score
   /// By task; what is under "" serves tasks without an entry of their own.
   std::map<std::string, std::shared_ptr<const EpisodeRunner>> environments;
   /// Whether a response has the form its task asks for; empty when tasks have none.

@@ -55,7 +55,8 @@ bool is_algorithm(const std::string& path) {
   for (const char* section :
        {"ppo.algorithm.", "ppo.old_log_probs", "ppo.weight_mismatch", "preference.loss.",
         "preference.unpaired.", "online_preference.loss.", "rejection_sampling.keep",
-        "rejection_sampling.min_score", "reward.kind", "reward.centring", "rollout.sampling.", "rewards[]."})
+        "rejection_sampling.min_score", "reward.kind", "reward.centring", "reward.target",
+        "reward.objectives[].", "reward.step_", "ppo.step_rewards", "rollout.sampling.", "rewards[]."})
     if (path.starts_with(section)) return true;
   return false;
 }
@@ -135,6 +136,7 @@ bool in_effect(const PpoOptions& o, const std::string& path) {
       {"correction.rejection", true},
       {"correction", o.correction.level != ppo::CorrectionLevel::kOff},
       {"dynamic_sampling.max_rounds", o.dynamic_sampling.enabled},
+      {"distillation.estimate", o.distillation.coefficient > 0},
       {"optimizer.schedule.min_ratio", shape != LrShape::kConstant && shape != LrShape::kLinear}};
   for (const auto& [prefix, holds] : rules)
     if (path.starts_with(prefix)) return holds;
