@@ -14,7 +14,7 @@ using PromptId = std::uint64_t;
 using WeightVersion = std::int64_t;
 
 /// A count or index, which is signed in interfaces, for the containers' unsigned sizes.
-constexpr std::size_t size(std::int64_t n) {
+constexpr std::size_t to_size(std::int64_t n) {
   return static_cast<std::size_t>(n);
 }
 

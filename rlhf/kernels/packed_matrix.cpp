@@ -23,8 +23,8 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::int64_t N, std::int64_t K)
     : format_(format),
       N_(N),
       K_(K),
-      panels_(size(ceil_div(N, kPackedColumns) * kPackedColumns * words_of(format, K))),
-      scales_(format == WeightFormat::kInt8 ? size(N) : 0) {
+      panels_(to_size(ceil_div(N, kPackedColumns) * kPackedColumns * words_of(format, K))),
+      scales_(format == WeightFormat::kInt8 ? to_size(N) : 0) {
   RLHF_CHECK(format != WeightFormat::kFp32, "packed matrix: fp32 is not packed");
   RLHF_CHECK(format != WeightFormat::kInt8 || K <= kMostInt8Inputs, "packed matrix: int8 with ", K,
              " inputs, at most ", kMostInt8Inputs, " are supported");
@@ -37,14 +37,15 @@ std::int64_t PackedMatrix::words() const {
 std::size_t PackedMatrix::bytes(WeightFormat format, std::int64_t N, std::int64_t K) {
   if (format == WeightFormat::kFp32) return 0;
   const std::int64_t panels = ceil_div(N, kPackedColumns) * kPackedColumns * words_of(format, K);
-  return size(panels) * sizeof(std::uint32_t) + (format == WeightFormat::kInt8 ? size(N) * sizeof(float) : 0);
+  return to_size(panels) * sizeof(std::uint32_t) +
+         (format == WeightFormat::kInt8 ? to_size(N) * sizeof(float) : 0);
 }
 
 void PackedMatrix::pack(const Compute<float>& compute, const float* w) {
   const kernels::PackedKernels& table = compute.packed_table();
   const std::int64_t panel_words = words() * kPackedColumns;
   compute.pool().parallel_for(ceil_div(N_, kPackedColumns), 4, [&](std::int64_t begin, std::int64_t end) {
-    std::vector<std::uint32_t> rows(size(panel_words));
+    std::vector<std::uint32_t> rows(to_size(panel_words));
     for (std::int64_t p = begin; p < end; ++p) {
       std::uint32_t* panel = panels_.data() + p * panel_words;
       if (format_ == WeightFormat::kBf16)
@@ -58,20 +59,20 @@ void PackedMatrix::pack(const Compute<float>& compute, const float* w) {
 void QuantisedRows::fill(const Compute<float>& compute, const float* x, std::int64_t ldx, std::int64_t rows,
                          std::int64_t K) {
   const std::int64_t words = words_of(WeightFormat::kInt8, K);
-  words_.reserve_discard(size(rows * words));
-  scales_.reserve_discard(size(rows));
-  sums_.reserve_discard(size(rows));
+  words_.reserve_discard(to_size(rows * words));
+  scales_.reserve_discard(to_size(rows));
+  sums_.reserve_discard(to_size(rows));
   compute.for_rows(rows, 2 * K, [&](std::int64_t m) {
     const kernels::QuantisedRow row =
         compute.packed_table().quantise_row(x + m * ldx, K, words_.data() + m * words);
-    scales_[size(m)] = row.scale;
-    sums_[size(m)] = row.sum;
+    scales_[to_size(m)] = row.scale;
+    sums_[to_size(m)] = row.sum;
   });
 }
 
 std::size_t QuantisedRows::bytes(std::int64_t rows, std::int64_t K) {
-  return size(rows) * (size(words_of(WeightFormat::kInt8, K)) * sizeof(std::uint32_t) + sizeof(float) +
-                       sizeof(std::int32_t));
+  return to_size(rows) * (to_size(words_of(WeightFormat::kInt8, K)) * sizeof(std::uint32_t) + sizeof(float) +
+                          sizeof(std::int32_t));
 }
 
 void packed_linear(const Compute<float>& compute, const PackedMatrix& w, const PackedLinearArgs& args,

@@ -272,26 +272,25 @@ void DecoderRunner<T>::attention_block(const LayerWeights<T>& layer, const kerne
                                        LayerActivations<T>* keep) {
   const std::int64_t D = config_.hidden_size, H = config_.head_dim, N = config_.num_heads,
                      width = qkv_width();
-  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
-  normed_.reserve_discard(size(rows.count * D));
-  qkv_.reserve_discard(size(rows.count * width));
+  normed_.reserve_discard(to_size(rows.count * D));
+  qkv_.reserve_discard(to_size(rows.count * width));
   if (keep) {
-    keep->input.reserve_discard(size(rows.count * D));
-    keep->attention_mean.reserve_discard(size(rows.count));
-    keep->attention_rstd.reserve_discard(size(rows.count));
-    keep->q.reserve_discard(size(rows.count * N * H));
-    keep->attention.reserve_discard(size(rows.count * N * H));
-    keep->lse.reserve_discard(size(rows.count * N));
+    keep->input.reserve_discard(to_size(rows.count * D));
+    keep->attention_mean.reserve_discard(to_size(rows.count));
+    keep->attention_rstd.reserve_discard(to_size(rows.count));
+    keep->q.reserve_discard(to_size(rows.count * N * H));
+    keep->attention.reserve_discard(to_size(rows.count * N * H));
+    keep->lse.reserve_discard(to_size(rows.count * N));
     ops_.copy(keep->input.data(), x, rows.count * D);
   } else {
-    attention_out_.reserve_discard(size(rows.count * N * H));
+    attention_out_.reserve_discard(to_size(rows.count * N * H));
   }
   ops_.norm(norm_args(layer.attention_norm, x, normed_.data(), keep ? keep->attention_mean.data() : nullptr,
                       keep ? keep->attention_rstd.data() : nullptr),
             rows.count);
   linear(layer.qkv, rows.count, normed_.data(), qkv_.data(), false);
   if (keep && config_.qk_norm) {
-    keep->qkv_raw.reserve_discard(size(rows.count * width));
+    keep->qkv_raw.reserve_discard(to_size(rows.count * width));
     ops_.copy(keep->qkv_raw.data(), qkv_.data(), rows.count * width);
   }
   const bool rotate = rotates(index);
@@ -301,7 +300,7 @@ void DecoderRunner<T>::attention_block(const LayerWeights<T>& layer, const kerne
               rows);
   if (ops_.memory())
     workspace_.reserve_discard(
-        size(kernels::attention_workspace(rows.count, N, H, rows.max_keys, window(index))));
+        to_size(kernels::attention_workspace(rows.count, N, H, rows.max_keys, window(index))));
   T* out = keep ? keep->attention.data() : attention_out_.data();
   ops_.attention(
       {attention_args(k, v, block_stride), keep ? keep->q.data() : qkv_.data(), keep ? N * H : width, out,
@@ -312,7 +311,7 @@ void DecoderRunner<T>::attention_block(const LayerWeights<T>& layer, const kerne
     return;
   }
   Buffer<T>& projected = keep ? keep->post_attention_in : projected_;
-  projected.reserve_discard(size(rows.count * D));
+  projected.reserve_discard(to_size(rows.count * D));
   linear(layer.out, rows.count, out, projected.data(), false);
   ops_.norm(norm_args(layer.post_attention_norm, projected.data(), normed_.data(), nullptr, nullptr),
             rows.count);
@@ -323,15 +322,14 @@ template <class T>
 void DecoderRunner<T>::mlp_block(const LayerWeights<T>& layer, std::int64_t rows, T* x,
                                  LayerActivations<T>* keep) {
   const std::int64_t D = config_.hidden_size, F = config_.intermediate_size;
-  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   Buffer<T>& gate_up = keep ? keep->gate_up : gate_up_;
-  normed_.reserve_discard(size(rows * D));
-  gate_up.reserve_discard(size(rows * mlp_width()));
-  hidden_.reserve_discard(size(rows * F));
+  normed_.reserve_discard(to_size(rows * D));
+  gate_up.reserve_discard(to_size(rows * mlp_width()));
+  hidden_.reserve_discard(to_size(rows * F));
   if (keep) {
-    keep->middle.reserve_discard(size(rows * D));
-    keep->mlp_mean.reserve_discard(size(rows));
-    keep->mlp_rstd.reserve_discard(size(rows));
+    keep->middle.reserve_discard(to_size(rows * D));
+    keep->mlp_mean.reserve_discard(to_size(rows));
+    keep->mlp_rstd.reserve_discard(to_size(rows));
     ops_.copy(keep->middle.data(), x, rows * D);
   }
   ops_.norm(norm_args(layer.mlp_norm, x, normed_.data(), keep ? keep->mlp_mean.data() : nullptr,
@@ -344,7 +342,7 @@ void DecoderRunner<T>::mlp_block(const LayerWeights<T>& layer, std::int64_t rows
     return;
   }
   Buffer<T>& projected = keep ? keep->post_mlp_in : projected_;
-  projected.reserve_discard(size(rows * D));
+  projected.reserve_discard(to_size(rows * D));
   linear(layer.down, rows, hidden_.data(), projected.data(), false);
   ops_.norm(norm_args(layer.post_mlp_norm, projected.data(), normed_.data(), nullptr, nullptr), rows);
   ops_.add(x, normed_.data(), rows * D);

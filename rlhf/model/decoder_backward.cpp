@@ -36,19 +36,18 @@ template <class T>
 void DecoderRunner<T>::mlp_backward(const LayerWeights<T>& layer, std::int64_t rows, T* dx,
                                     LayerActivations<T>& kept) {
   const std::int64_t D = config_.hidden_size, F = config_.intermediate_size;
-  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
-  normed_.reserve_discard(size(rows * D));
-  hidden_.reserve_discard(size(rows * F));
-  dhidden_.reserve_discard(size(rows * F));
-  dgate_up_.reserve_discard(size(rows * mlp_width()));
-  dnormed_.reserve_discard(size(rows * D));
+  normed_.reserve_discard(to_size(rows * D));
+  hidden_.reserve_discard(to_size(rows * F));
+  dhidden_.reserve_discard(to_size(rows * F));
+  dgate_up_.reserve_discard(to_size(rows * mlp_width()));
+  dnormed_.reserve_discard(to_size(rows * D));
   const T* dout = dx;
   if (layer.post_mlp_norm.weight) {
-    drow_.reserve_discard(size(rows * D));
-    drow_rstd_.reserve_discard(size(rows));
+    drow_.reserve_discard(to_size(rows * D));
+    drow_rstd_.reserve_discard(to_size(rows));
     Wide<T>* rstd = drow_rstd_.data();
     ops_.norm(norm_args(layer.post_mlp_norm, kept.post_mlp_in.data(), normed_.data(), nullptr, rstd), rows);
-    ops_.zero(drow_.data(), size(rows * D) * sizeof(T));
+    ops_.zero(drow_.data(), to_size(rows * D) * sizeof(T));
     ops_.norm_grad(
         norm_grad_args(layer.post_mlp_norm, dx, kept.post_mlp_in.data(), nullptr, rstd, drow_.data(), rows));
     dout = drow_.data();
@@ -71,23 +70,22 @@ void DecoderRunner<T>::attention_backward(const LayerWeights<T>& layer, const Ba
   const kernels::PassRows& rows = packed.rows;
   const std::int64_t rows_count = rows.count, D = config_.hidden_size, H = config_.head_dim;
   const std::int64_t N = config_.num_heads, G = config_.num_kv_heads, width = qkv_width();
-  const auto size = [](std::int64_t n) { return static_cast<std::size_t>(n); };
   const std::int64_t kv_elements = packed.uses.num_blocks * block_stride;
-  dattention_.reserve_discard(size(rows_count * N * H));
-  dqkv_.reserve_discard(size(rows_count * width));
-  dk_.reserve_discard(size(kv_elements));
-  dv_.reserve_discard(size(kv_elements));
-  normed_.reserve_discard(size(rows_count * D));
-  dnormed_.reserve_discard(size(rows_count * D));
+  dattention_.reserve_discard(to_size(rows_count * N * H));
+  dqkv_.reserve_discard(to_size(rows_count * width));
+  dk_.reserve_discard(to_size(kv_elements));
+  dv_.reserve_discard(to_size(kv_elements));
+  normed_.reserve_discard(to_size(rows_count * D));
+  dnormed_.reserve_discard(to_size(rows_count * D));
   const T* dout = dx;
   if (layer.post_attention_norm.weight) {
-    drow_.reserve_discard(size(rows_count * D));
-    drow_rstd_.reserve_discard(size(rows_count));
+    drow_.reserve_discard(to_size(rows_count * D));
+    drow_rstd_.reserve_discard(to_size(rows_count));
     Wide<T>* rstd = drow_rstd_.data();
     ops_.norm(
         norm_args(layer.post_attention_norm, kept.post_attention_in.data(), normed_.data(), nullptr, rstd),
         rows_count);
-    ops_.zero(drow_.data(), size(rows_count * D) * sizeof(T));
+    ops_.zero(drow_.data(), to_size(rows_count * D) * sizeof(T));
     ops_.norm_grad(norm_grad_args(layer.post_attention_norm, dx, kept.post_attention_in.data(), nullptr, rstd,
                                   drow_.data(), rows_count));
     dout = drow_.data();

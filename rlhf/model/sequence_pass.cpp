@@ -40,7 +40,7 @@ template <class T>
 void SequencePass<T>::run_trunk(const DecoderWeights<T>& weights, const PackedRows& packed,
                                 std::int64_t last_layer) {
   const std::int64_t rows = packed.rows().size();
-  trunk_.reserve_discard(size(rows * config_.hidden_size));
+  trunk_.reserve_discard(to_size(rows * config_.hidden_size));
   trunk_store_.reserve_discard(packed.num_blocks());
   runner_.embed(weights, packed.rows(), trunk_.data());
   for (std::int64_t l = 0; l < last_layer; ++l)
@@ -51,7 +51,7 @@ void SequencePass<T>::run_trunk(const DecoderWeights<T>& weights, const PackedRo
 template <class T>
 void SequencePass<T>::restore_trunk(std::span<const T* const> rows, std::int64_t last_layer) {
   const std::int64_t D = config_.hidden_size;
-  trunk_.reserve_discard(rows.size() * size(D));
+  trunk_.reserve_discard(rows.size() * to_size(D));
   for (std::size_t t = 0; t < rows.size(); ++t)
     std::copy_n(rows[t], D, trunk_.data() + static_cast<std::int64_t>(t) * D);
   trunk_layer_ = last_layer;
@@ -66,10 +66,10 @@ const T* SequencePass<T>::forward(const DecoderWeights<T>& weights, const Packed
   const bool from_trunk = trunk_layer_ >= 0;
   RLHF_CHECK(!from_trunk || keep == Keep::kNothing || first >= trunk_layer_, "forward: layer ", first,
              " is trained but the shared trunk reaches to layer ", trunk_layer_);
-  x_.reserve_discard(size(rows * D));
-  hidden_.reserve_discard(size(rows * D));
-  mean_.reserve_discard(size(rows));
-  rstd_.reserve_discard(size(rows));
+  x_.reserve_discard(to_size(rows * D));
+  hidden_.reserve_discard(to_size(rows * D));
+  mean_.reserve_discard(to_size(rows));
+  rstd_.reserve_discard(to_size(rows));
   if (from_trunk)
     std::copy_n(trunk_.data(), rows * D, x_.data());
   else
@@ -94,7 +94,7 @@ const T* SequencePass<T>::forward(const DecoderWeights<T>& weights, const Packed
 
 template <class T>
 void SequencePass<T>::clear_hidden_gradient() {
-  dhidden_.reserve_discard(size(num_rows_ * config_.hidden_size));
+  dhidden_.reserve_discard(to_size(num_rows_ * config_.hidden_size));
   std::fill_n(dhidden_.data(), num_rows_ * config_.hidden_size, T(0));
 }
 
@@ -102,12 +102,12 @@ template <class T>
 void SequencePass<T>::chunk_logits(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk) {
   const std::int64_t n = static_cast<std::int64_t>(chunk.size()), D = config_.hidden_size,
                      V = config_.vocab_size;
-  gathered_.reserve_discard(size(n * D));
-  logits_.reserve_discard(size(n * V));
+  gathered_.reserve_discard(to_size(n * D));
+  logits_.reserve_discard(to_size(n * V));
   for (std::int64_t i = 0; i < n; ++i) {
-    RLHF_CHECK(chunk[size(i)].target >= 0 && chunk[size(i)].target < V, "token id ", chunk[size(i)].target,
-               " is outside the vocabulary of ", V);
-    std::copy_n(hidden_.data() + chunk[size(i)].row * D, D, gathered_.data() + i * D);
+    RLHF_CHECK(chunk[to_size(i)].target >= 0 && chunk[to_size(i)].target < V, "token id ",
+               chunk[to_size(i)].target, " is outside the vocabulary of ", V);
+    std::copy_n(hidden_.data() + chunk[to_size(i)].row * D, D, gathered_.data() + i * D);
   }
   runner_.linear(weights.head, n, gathered_.data(), logits_.data(), false);
 }
@@ -118,14 +118,15 @@ void SequencePass<T>::token_logprobs(const DecoderWeights<T>& weights, std::span
   const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
   logits_rows_.resize(targets.size());
   for (std::int64_t begin = 0; begin < static_cast<std::int64_t>(targets.size()); begin += chunk) {
-    const auto part = targets.subspan(size(begin), std::min(size(chunk), targets.size() - size(begin)));
+    const auto part =
+        targets.subspan(to_size(begin), std::min(to_size(chunk), targets.size() - to_size(begin)));
     chunk_logits(weights, part);
     runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
       const auto row = runner_.compute().table().logits_row(logits_.data() + i * V, V, 1 / temperature,
-                                                            config_.final_softcap, part[size(i)].target);
-      logits_rows_[size(begin + i)] = row;
-      logprobs[size(begin + i)] = static_cast<T>(row.logprob);
-      if (!entropies.empty()) entropies[size(begin + i)] = static_cast<T>(row.entropy);
+                                                            config_.final_softcap, part[to_size(i)].target);
+      logits_rows_[to_size(begin + i)] = row;
+      logprobs[to_size(begin + i)] = static_cast<T>(row.logprob);
+      if (!entropies.empty()) entropies[to_size(begin + i)] = static_cast<T>(row.entropy);
     });
     cached_chunk_ = part.data();
   }
@@ -140,7 +141,8 @@ void SequencePass<T>::token_logprobs_backward(const DecoderWeights<T>& weights,
   // Last chunk first: its logits are still there.
   const std::int64_t count = static_cast<std::int64_t>(targets.size());
   for (std::int64_t begin = count == 0 ? -1 : (count - 1) / chunk * chunk; begin >= 0; begin -= chunk) {
-    const auto part = targets.subspan(size(begin), std::min(size(chunk), targets.size() - size(begin)));
+    const auto part =
+        targets.subspan(to_size(begin), std::min(to_size(chunk), targets.size() - to_size(begin)));
     const std::int64_t n = static_cast<std::int64_t>(part.size());
     const bool cached = cached_chunk_ == part.data();
     cached_chunk_ = nullptr;
@@ -149,10 +151,11 @@ void SequencePass<T>::token_logprobs_backward(const DecoderWeights<T>& weights,
       T* logits = logits_.data() + i * V;
       const auto& table = runner_.compute().table();
       if (!cached && config_.final_softcap > 0)
-        table.logits_row(logits, V, 1 / temperature, config_.final_softcap, part[size(i)].target);
-      table.logits_row_grad(logits, V, 1 / temperature, config_.final_softcap, part[size(i)].target,
-                            logits_rows_[size(begin + i)], static_cast<double>(dlogprobs[size(begin + i)]),
-                            dentropies.empty() ? 0 : static_cast<double>(dentropies[size(begin + i)]));
+        table.logits_row(logits, V, 1 / temperature, config_.final_softcap, part[to_size(i)].target);
+      table.logits_row_grad(logits, V, 1 / temperature, config_.final_softcap, part[to_size(i)].target,
+                            logits_rows_[to_size(begin + i)],
+                            static_cast<double>(dlogprobs[to_size(begin + i)]),
+                            dentropies.empty() ? 0 : static_cast<double>(dentropies[to_size(begin + i)]));
     });
     add_logits_gradient(weights, part);
   }
@@ -163,10 +166,10 @@ template <class T>
 void SequencePass<T>::add_logits_gradient(const DecoderWeights<T>& weights,
                                           std::span<const TokenTarget> chunk) {
   const std::int64_t n = static_cast<std::int64_t>(chunk.size()), D = config_.hidden_size;
-  dgathered_.reserve_discard(size(n * D));
+  dgathered_.reserve_discard(to_size(n * D));
   runner_.linear_backward(weights.head, n, gathered_.data(), logits_.data(), dgathered_.data(), false);
   for (std::int64_t i = 0; i < n; ++i)
-    runner_.compute().table().add(dhidden_.data() + chunk[size(i)].row * D, dgathered_.data() + i * D, D);
+    runner_.compute().table().add(dhidden_.data() + chunk[to_size(i)].row * D, dgathered_.data() + i * D, D);
 }
 
 template <class T>
@@ -178,20 +181,20 @@ void SequencePass<T>::distributions_backward(const DecoderWeights<T>& weights,
   std::vector<TokenTarget> targets;
   for (const std::int64_t row : rows) targets.push_back({row, 0});
   cached_chunk_ = nullptr;
-  for (std::size_t begin = 0; begin < rows.size(); begin += size(chunk)) {
+  for (std::size_t begin = 0; begin < rows.size(); begin += to_size(chunk)) {
     const auto part =
-        std::span<const TokenTarget>(targets).subspan(begin, std::min(size(chunk), rows.size() - begin));
+        std::span<const TokenTarget>(targets).subspan(begin, std::min(to_size(chunk), rows.size() - begin));
     chunk_logits(weights, part);
     runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
       T* logits = logits_.data() + i * V;
       const auto row = runner_.compute().table().logits_row(logits, V, 1, config_.final_softcap, 0);
-      std::vector<T> log_probs(size(V));
+      std::vector<T> log_probs(to_size(V));
       for (std::int64_t v = 0; v < V; ++v)
-        log_probs[size(v)] = static_cast<T>(static_cast<double>(logits[v]) - row.lse);
-      to_gradient(begin + size(i), log_probs, {logits, size(V)});
+        log_probs[to_size(v)] = static_cast<T>(static_cast<double>(logits[v]) - row.lse);
+      to_gradient(begin + to_size(i), log_probs, {logits, to_size(V)});
       if (cap <= 0) return;
       for (std::int64_t v = 0; v < V; ++v) {
-        const double capped = (static_cast<double>(log_probs[size(v)]) + row.lse) / cap;
+        const double capped = (static_cast<double>(log_probs[to_size(v)]) + row.lse) / cap;
         logits[v] = static_cast<T>(static_cast<double>(logits[v]) * (1 - capped * capped));
       }
     });
@@ -203,14 +206,14 @@ template <class T>
 void SequencePass<T>::log_distributions(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                                         std::span<T> out) {
   const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
-  RLHF_CHECK(out.size() == rows.size() * size(V), "log_distributions: room for ", out.size(),
-             " numbers, needed ", rows.size() * size(V));
+  RLHF_CHECK(out.size() == rows.size() * to_size(V), "log_distributions: room for ", out.size(),
+             " numbers, needed ", rows.size() * to_size(V));
   std::vector<TokenTarget> targets;
   for (const std::int64_t row : rows) targets.push_back({row, 0});
   cached_chunk_ = nullptr;
-  for (std::size_t begin = 0; begin < rows.size(); begin += size(chunk)) {
+  for (std::size_t begin = 0; begin < rows.size(); begin += to_size(chunk)) {
     const auto part =
-        std::span<const TokenTarget>(targets).subspan(begin, std::min(size(chunk), rows.size() - begin));
+        std::span<const TokenTarget>(targets).subspan(begin, std::min(to_size(chunk), rows.size() - begin));
     chunk_logits(weights, part);
     runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
       T* logits = logits_.data() + i * V;
@@ -240,11 +243,11 @@ void SequencePass<T>::scalar_outputs(const DecoderWeights<T>& weights, std::span
                                      std::span<T> values) {
   const std::int64_t D = config_.hidden_size, labels = num_labels(weights, rows.size(), values.size());
   runner_.compute().for_rows(static_cast<std::int64_t>(values.size()), 2 * D, [&](std::int64_t i) {
-    const T* h = hidden_.data() + rows[size(i / labels)] * D;
+    const T* h = hidden_.data() + rows[to_size(i / labels)] * D;
     const T* w = weights.head.weight + i % labels * D;
     T sum = 0;
     for (std::int64_t d = 0; d < D; ++d) sum += h[d] * w[d];
-    values[size(i)] = sum;
+    values[to_size(i)] = sum;
   });
 }
 
@@ -254,7 +257,7 @@ void SequencePass<T>::scalar_outputs_backward(const DecoderWeights<T>& weights,
                                               std::span<const T> dvalues) {
   const std::int64_t D = config_.hidden_size, labels = num_labels(weights, rows.size(), dvalues.size());
   for (std::size_t i = 0; i < dvalues.size(); ++i) {
-    const std::int64_t row = rows[i / size(labels)], label = static_cast<std::int64_t>(i) % labels;
+    const std::int64_t row = rows[i / to_size(labels)], label = static_cast<std::int64_t>(i) % labels;
     const T* h = hidden_.data() + row * D;
     T* dh = dhidden_.data() + row * D;
     const T* w = weights.head.weight + label * D;
@@ -267,7 +270,7 @@ void SequencePass<T>::scalar_outputs_backward(const DecoderWeights<T>& weights,
 template <class T>
 void SequencePass<T>::backward(const DecoderWeights<T>& weights, const PackedRows& packed) {
   const std::int64_t rows = num_rows_, D = config_.hidden_size, first = weights.first_trainable_layer;
-  dx_.reserve_discard(size(rows * D));
+  dx_.reserve_discard(to_size(rows * D));
   std::fill_n(dx_.data(), rows * D, T(0));
   runner_.compute().norm_grad({dhidden_.data(), x_.data(), weights.final_norm.weight, mean_.data(),
                                rstd_.data(), dx_.data(), weights.final_norm.dweight, weights.final_norm.dbias,
@@ -294,8 +297,8 @@ std::size_t SequencePass<T>::activation_bytes(const ModelConfig& config, const P
   const std::int64_t stored_layers = 1 + kept_layers + (trains ? 1 : 0);
   const std::int64_t chunk = std::min(shape.targets, logits_chunk_rows<T>(config));
   const std::int64_t rope = config.learned_positions ? 0 : std::max<std::int64_t>(256, shape.rows);
-  return size(shape.rows * (per_row + kept_layers * per_layer) + shape.blocks * per_block * stored_layers +
-              chunk * (config.vocab_size + (trains ? 2 : 1) * D) + rope * config.head_dim) *
+  return to_size(shape.rows * (per_row + kept_layers * per_layer) + shape.blocks * per_block * stored_layers +
+                 chunk * (config.vocab_size + (trains ? 2 : 1) * D) + rope * config.head_dim) *
          sizeof(T);
 }
 

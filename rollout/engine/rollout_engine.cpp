@@ -266,7 +266,7 @@ void RolloutEngine::propose(Sequence& sequence, std::int64_t most, std::int64_t 
   most = std::min(most, options_.max_draft_rows - num_decoding - draft_rows_);
   if (most <= 0 || requests_.at(sequence.request)->choices) return;
   std::vector<Lookahead::Guess>& guesses = guesses_[sequence.id];
-  lookahead_.guess(sequence.tokens, size(most), guesses);
+  lookahead_.guess(sequence.tokens, to_size(most), guesses);
   // A step brings num_decoding tokens; a row must bring its share of them.
   const double least = options_.draft_row_cost * static_cast<double>(num_decoding);
   double chance = 1;
@@ -286,7 +286,7 @@ void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>
   draft_rows_ = 0;
   for (const StepPlan::Chunk& chunk : plan.chunks) {
     for (std::int64_t t = chunk.begin; t < chunk.end; ++t) {
-      rows_.tokens.push_back(chunk.sequence->tokens[size(t)]);
+      rows_.tokens.push_back(chunk.sequence->tokens[to_size(t)]);
       rows_.positions.push_back(static_cast<std::int32_t>(t));
       rows_.tables.push_back(chunk.sequence->table.data());
     }
@@ -301,7 +301,7 @@ void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>
       sampled_rows_.push_back({chunk.sequence, &response, rows_.size() - 1, j + 1});
     }
   }
-  x_.reserve_discard(size(rows_.size() * config_.hidden_size));
+  x_.reserve_discard(to_size(rows_.size() * config_.hidden_size));
   runner_.embed(weights, rows_, x_.data());
   const std::int64_t trunk = options_.trunk_layers;
   runner_.forward_layers(weights, rows_, 0, trunk, store_, 0, x_.data(), nullptr);
@@ -313,11 +313,11 @@ void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>
 void RolloutEngine::sample_rows(const DecoderWeights<float>& weights) {
   const std::int64_t D = config_.hidden_size, V = config_.vocab_size;
   const auto count = static_cast<std::int64_t>(sampled_rows_.size());
-  hidden_.reserve_discard(size(count * D));
-  logits_.reserve_discard(size(std::min(count, kLogitsRows) * V));
-  drawn_.resize(size(count));
+  hidden_.reserve_discard(to_size(count * D));
+  logits_.reserve_discard(to_size(std::min(count, kLogitsRows) * V));
+  drawn_.resize(to_size(count));
   for (std::int64_t i = 0; i < count; ++i)
-    std::copy_n(x_.data() + sampled_rows_[size(i)].row * D, D, hidden_.data() + i * D);
+    std::copy_n(x_.data() + sampled_rows_[to_size(i)].row * D, D, hidden_.data() + i * D);
   runner_.final_norm(weights, count, hidden_.data(), hidden_.data(), nullptr, nullptr);
   for (std::int64_t begin = 0; begin < count; begin += kLogitsRows)
     draw_rows(weights, begin, std::min(count, begin + kLogitsRows));
@@ -330,7 +330,7 @@ void RolloutEngine::draw_rows(const DecoderWeights<float>& weights, std::int64_t
     const auto& kernels = runner_.compute().table();
     float* row = logits_.data() + i * V;
     if (config_.final_softcap > 0) kernels.logits_row(row, V, 1, config_.final_softcap, 0);
-    const SampledRow& sampled = sampled_rows_[size(begin + i)];
+    const SampledRow& sampled = sampled_rows_[to_size(begin + i)];
     const Response& response = *sampled.response;
     const SubmittedRequest& request = response.request();
     std::vector<TokenId> with_drafts;
@@ -343,10 +343,10 @@ void RolloutEngine::draw_rows(const DecoderWeights<float>& weights, std::int64_t
       tokens = with_drafts;
     }
     DrawContext context{request.spec, response.sample.sample_index,
-                        tokens,       tokens.subspan(size(sampled.sequence->prompt_tokens)),
+                        tokens,       tokens.subspan(to_size(sampled.sequence->prompt_tokens)),
                         nullptr,      response.node()};
     if (request.choices) context.choices = &*request.choices;
-    drawn_[size(begin + i)] = draw_token(kernels, context, {row, size(V)});
+    drawn_[to_size(begin + i)] = draw_token(kernels, context, {row, to_size(V)});
   });
 }
 
@@ -386,7 +386,8 @@ bool RolloutEngine::accept_row(std::size_t index, const DecoderWeights<float>& w
   const bool right = guessed && tokens.size() == before + 1 && tokens.back() == sequence->drafts[num_drafts];
   if (guessed) lookahead_.judge(guesses_.at(sequence->id)[num_drafts], right);
   scheduler_.append(*sequence, std::span<const TokenId>(tokens).subspan(before));
-  if (options_.max_draft_rows > 0) lookahead_.add(sequence->tokens, size(sequence->prompt_tokens) + before);
+  if (options_.max_draft_rows > 0)
+    lookahead_.add(sequence->tokens, to_size(sequence->prompt_tokens) + before);
   if (status == Response::Status::kGoesOn && right) {
     ++statistics_.accepted_drafts;
     scheduler_.accept_draft(*sequence);
@@ -407,7 +408,7 @@ void RolloutEngine::fail_not_finite(const SampledRow& row, const DecoderWeights<
   rows.tokens = {row.sequence->tokens.back()};
   rows.positions = {static_cast<std::int32_t>(row.sequence->length() - 1)};
   rows.tables = {row.sequence->table.data()};
-  std::vector<float> x(size(D));
+  std::vector<float> x(to_size(D));
   const auto is_finite = [&] {
     return std::ranges::all_of(x, [](float value) { return std::isfinite(value); });
   };

@@ -5,9 +5,7 @@
 #include "rlhf/core/error.h"
 
 namespace rlhf {
-namespace {
-
-}  // namespace
+namespace {}  // namespace
 
 struct EngineScheduler::Request {
   RequestId id = 0;
@@ -87,7 +85,7 @@ void EngineScheduler::append(Sequence& sequence, std::span<const TokenId> tokens
 }
 
 void EngineScheduler::accept_draft(Sequence& sequence) {
-  const auto taken = size(sequence.planned) - 1;
+  const auto taken = to_size(sequence.planned) - 1;
   RLHF_CHECK(sequence.uncomputed() == 1 && taken < sequence.drafts.size() &&
                  sequence.tokens.back() == sequence.drafts[taken],
              "rollout: sequence ", sequence.id, " has no such draft");
@@ -209,7 +207,8 @@ void EngineScheduler::add_drafts(const DraftProposer& propose) {
       if (block)
         sequence.table.push_back(*block);
       else
-        sequence.drafts.resize(sequence.table.size() * size(options_.block_tokens) - sequence.tokens.size());
+        sequence.drafts.resize(sequence.table.size() * to_size(options_.block_tokens) -
+                               sequence.tokens.size());
     }
     budget_ -= static_cast<std::int64_t>(sequence.drafts.size());
   }
@@ -321,8 +320,8 @@ void EngineScheduler::publish_full_blocks(Sequence& sequence) {
   const std::int64_t width = options_.block_tokens;
   for (auto b = static_cast<std::int64_t>(sequence.nodes.size()); (b + 1) * width <= sequence.computed; ++b) {
     const auto parent = b == 0 ? BlockCache::kRoot : sequence.nodes.back();
-    const auto tokens = std::span<const TokenId>(sequence.tokens).subspan(size(b * width), size(width));
-    sequence.nodes.push_back(cache_.publish(sequence.table[size(b)], parent, tokens));
+    const auto tokens = std::span<const TokenId>(sequence.tokens).subspan(to_size(b * width), to_size(width));
+    sequence.nodes.push_back(cache_.publish(sequence.table[to_size(b)], parent, tokens));
   }
 }
 
@@ -395,7 +394,7 @@ bool EngineScheduler::start_from_sibling(Sequence& sequence, const Sequence& sib
   allocate(sequence, sequence.length());
   // Copy on write, and the write comes in this very step.
   if (prefix % options_.block_tokens != 0)
-    plan_.copies.push_back({sibling.table[size(shared)], sequence.table[size(shared)]});
+    plan_.copies.push_back({sibling.table[to_size(shared)], sequence.table[to_size(shared)]});
   sequence.computed = prefix;
   statistics_.forked_tokens += prefix;
   return true;
@@ -459,17 +458,17 @@ bool EngineScheduler::stalled() const {
 
 void EngineScheduler::check() const {
   cache_.check();
-  std::vector<std::int32_t> references(size(cache_.num_blocks()));
+  std::vector<std::int32_t> references(to_size(cache_.num_blocks()));
   std::size_t live = 0;
   for (const auto& [id, request] : requests_) live += request->live.size();
-  if (live != running_.size() + waiting_.size() + size(num_parked_))
+  if (live != running_.size() + waiting_.size() + to_size(num_parked_))
     fail<InternalError>("rollout: ", live, " live sequences, ", running_.size(), " running + ",
                         waiting_.size(), " waiting + ", num_parked_, " parked");
   if (num_running() > slots())
     fail<InternalError>("rollout: ", num_running(), " sequences run in ", slots(), " slots");
   for (std::size_t i = 0; i < running_.size(); ++i) {
     const Sequence& s = *running_[i];
-    for (std::int32_t block : s.table) ++references[size(block)];
+    for (std::int32_t block : s.table) ++references[to_size(block)];
     if (!s.running()) fail<InternalError>("rollout: sequence ", s.id, " runs without knowing it");
     if (i > 0 && !(rank(*running_[i - 1]) < rank(s)))
       fail<InternalError>("rollout: sequence ", s.id, " runs out of rank");
@@ -485,14 +484,14 @@ void EngineScheduler::check() const {
                           " blocks and is ", idle ? "" : "not ", "idle");
   }
   for (const auto& [its_rank, sequence] : idle_) {
-    for (std::int32_t block : sequence->table) ++references[size(block)];
+    for (std::int32_t block : sequence->table) ++references[to_size(block)];
     if (sequence->running() || !sequence->holds_blocks() || its_rank != rank(*sequence))
       fail<InternalError>("rollout: sequence ", sequence->id, " is idle and runs, or holds no blocks");
   }
   for (std::int32_t b = 0; b < cache_.num_blocks(); ++b)
-    if (cache_.references(b) != references[size(b)])
+    if (cache_.references(b) != references[to_size(b)])
       fail<InternalError>("rollout: block ", b, " has ", cache_.references(b), " references, ",
-                          references[size(b)], " sequences hold it");
+                          references[to_size(b)], " sequences hold it");
 }
 
 }  // namespace rlhf
