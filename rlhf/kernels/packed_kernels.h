@@ -14,6 +14,9 @@ namespace rlhf::kernels {
 
 /// Outputs of a panel; those beyond N have weights of 0.
 inline constexpr std::int64_t kPackedColumns = 32;
+/// Inputs of a row of activations that share a scale in int8: one large activation costs only its neighbours
+/// precision.
+inline constexpr std::int64_t kQuantisedInputs = 64;
 /// Inputs that lie in one 32-bit word of a panel.
 inline constexpr std::int64_t kBf16Inputs = 2, kInt8Inputs = 4;
 
@@ -29,34 +32,36 @@ struct Bf16LinearArgs {
   bool accumulate;  ///< y += instead of y =
 };
 
-/// y (+)= (x_scales q) (scales w)^T + bias with q and w in int8.
+/// y (+)= scales (sum over groups g of x_scales_g (sum over k in g of q w)) + bias with q and w in int8.
+/// Groups are kQuantisedInputs neighbours, G = ceil(K / kQuantisedInputs).
 struct Int8LinearArgs {
   const std::uint32_t* x;       ///< [M, ceil(K / 4)]: 4 signed bytes a word, the lowest first
-  const float* x_scales;        ///< [M]
-  const std::int32_t* x_sums;   ///< [M]: sum of the row's bytes
+  const float* x_scales;        ///< [M, G]
+  const std::int32_t* x_sums;   ///< [M, G]: sum of the group's bytes
   const std::uint32_t* panels;  ///< [P, ceil(K / 4), kPackedColumns]: 4 bytes a word, each w + 128
   const float* scales;          ///< [N]
   const float* bias;            ///< [N] or null
   float* y;                     ///< [M, N] with row stride ldy
   std::int64_t ldy;
   std::int64_t N, K;
-  bool accumulate;
+  bool accumulate;  ///< y += instead of y =
 };
 
-/// A row in int8 is q[k] * scale, with q = round_to_even(x[k] * (127 / max |x|)) and scale = max |x| / 127.
+/// A row, or a group of one, in int8 is q[k] * scale, with q = round_to_even(x[k] * (127 / max |x|)) and
+/// scale = max |x| / 127.
 struct QuantisedRow {
   float scale;       ///< 0 for a row below 1e-30, NaN for one that is not finite (q is 0 then)
   std::int32_t sum;  ///< of q
 };
 
 /// An output of `linear_bf16` is summed in the order of Kernels<float>::linear, so it equals, bit for bit on
-/// the same instruction set, the fp32 product with W rounded. `linear_int8` sums integers: it gives the same
-/// bits on all instruction sets. Neither depends on the batch.
+/// the same instruction set, the fp32 product with W rounded. `linear_int8` sums integers, and groups in
+/// order without fused multiply-add: it gives the same bits on all instruction sets. Neither depends on the
+/// batch.
 struct PackedKernels {
   const char* isa;
   /// All M rows and the outputs of panels [p0, p1).
   void (*linear_bf16)(const Bf16LinearArgs&, std::int64_t M, std::int64_t p0, std::int64_t p1);
-  /// K of at most 66 000, so that no sum leaves 32 bits.
   void (*linear_int8)(const Int8LinearArgs&, std::int64_t M, std::int64_t p0, std::int64_t p1);
   /// Fills q[ceil(K / 4)], with zeros behind K.
   QuantisedRow (*quantise_row)(const float* x, std::int64_t K, std::uint32_t* q);

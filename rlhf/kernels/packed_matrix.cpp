@@ -1,5 +1,6 @@
 #include "rlhf/kernels/packed_matrix.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "rlhf/core/error.h"
@@ -11,7 +12,6 @@ namespace {
 using kernels::ceil_div;
 using kernels::kPackedColumns;
 
-constexpr std::int64_t kMostInt8Inputs = 66000;  // times 255 * 127 is below 2^31
 
 std::int64_t words_of(WeightFormat format, std::int64_t K) {
   return ceil_div(K, format == WeightFormat::kBf16 ? kernels::kBf16Inputs : kernels::kInt8Inputs);
@@ -26,8 +26,6 @@ PackedMatrix::PackedMatrix(WeightFormat format, std::int64_t N, std::int64_t K)
       panels_(to_size(ceil_div(N, kPackedColumns) * kPackedColumns * words_of(format, K))),
       scales_(format == WeightFormat::kInt8 ? to_size(N) : 0) {
   RLHF_CHECK(format != WeightFormat::kFp32, "packed matrix: fp32 is not packed");
-  RLHF_CHECK(format != WeightFormat::kInt8 || K <= kMostInt8Inputs, "packed matrix: int8 with ", K,
-             " inputs, at most ", kMostInt8Inputs, " are supported");
 }
 
 std::int64_t PackedMatrix::words() const {
@@ -58,21 +56,28 @@ void PackedMatrix::pack(const Compute<float>& compute, const float* w) {
 
 void QuantisedRows::fill(const Compute<float>& compute, const float* x, std::int64_t ldx, std::int64_t rows,
                          std::int64_t K) {
-  const std::int64_t words = words_of(WeightFormat::kInt8, K);
+  using kernels::kQuantisedInputs;
+  const std::int64_t words = words_of(WeightFormat::kInt8, K), groups = ceil_div(K, kQuantisedInputs);
   words_.reserve_discard(to_size(rows * words));
-  scales_.reserve_discard(to_size(rows));
-  sums_.reserve_discard(to_size(rows));
+  scales_.reserve_discard(to_size(rows * groups));
+  sums_.reserve_discard(to_size(rows * groups));
   compute.for_rows(rows, 2 * K, [&](std::int64_t m) {
-    const kernels::QuantisedRow row =
-        compute.packed_table().quantise_row(x + m * ldx, K, words_.data() + m * words);
-    scales_[to_size(m)] = row.scale;
-    sums_[to_size(m)] = row.sum;
+    for (std::int64_t g = 0; g < groups; ++g) {
+      const std::int64_t k = g * kQuantisedInputs;
+      const kernels::QuantisedRow group =
+          compute.packed_table().quantise_row(x + m * ldx + k, std::min(kQuantisedInputs, K - k),
+                                              words_.data() + m * words + k / kernels::kInt8Inputs);
+      scales_[to_size(m * groups + g)] = group.scale;
+      sums_[to_size(m * groups + g)] = group.sum;
+    }
   });
 }
 
 std::size_t QuantisedRows::bytes(std::int64_t rows, std::int64_t K) {
-  return to_size(rows) * (to_size(words_of(WeightFormat::kInt8, K)) * sizeof(std::uint32_t) + sizeof(float) +
-                          sizeof(std::int32_t));
+  const std::int64_t words = words_of(WeightFormat::kInt8, K),
+                     groups = ceil_div(K, kernels::kQuantisedInputs);
+  return to_size(rows * words) * sizeof(std::uint32_t) +
+         to_size(rows * groups) * (sizeof(float) + sizeof(std::int32_t));
 }
 
 void packed_linear(const Compute<float>& compute, const PackedMatrix& w, const PackedLinearArgs& args,

@@ -13,8 +13,7 @@ namespace rlhf {
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  /// Makes room; `pack` fills it. @throws InvalidArgument for fp32, and for int8 with a K above 66 000, whose
-  /// sums could leave 32 bits.
+  /// Makes room; `pack` fills it. @throws InvalidArgument for fp32
   PackedMatrix(WeightFormat format, std::int64_t N, std::int64_t K);
 
   WeightFormat format() const { return format_; }
@@ -40,7 +39,8 @@ class PackedMatrix {
   Buffer<float> scales_;
 };
 
-/// Rows of activations in int8, made anew for each product. Scratch memory of a caller.
+/// Rows of activations in int8, a scale for every kQuantisedInputs of them, made anew for each product.
+/// Scratch memory of a caller.
 class QuantisedRows {
  public:
   /// Quantises rows of x [rows, K], which are `ldx` apart.

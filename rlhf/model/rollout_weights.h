@@ -18,7 +18,7 @@ class RolloutWeights {
   /// Packs everything. @param source what is packed; must outlive this object
   /// @param learning weights of the same shape whose gradient pointers say what changes between two calls of
   /// `refresh`: the source itself, or the model it is a copy of
-  /// @throws InvalidArgument for fp32, a scalar head, or a width that int8 cannot sum
+  /// @throws InvalidArgument for fp32 or a scalar head
   RolloutWeights(WeightFormat format, const DecoderWeights<float>& source,
                  const DecoderWeights<float>& learning, const Compute<float>& compute);
   RolloutWeights(RolloutWeights&&) = default;

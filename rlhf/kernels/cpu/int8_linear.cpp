@@ -1,8 +1,9 @@
-// y = x W^T with W and x in int8: integer sums, exact and so the same bits on every instruction set, then one
-// product with both scales. Weights are unsigned bytes w + 128, as the multiply-add of VNNI wants one
-// unsigned side; sums start at -128 times the row's sum of activations instead. Compiled without contraction.
-// Bound: memory (a quarter of the bytes of fp32) for few rows, then the multiply-adds: 64 products an
-// instruction with VNNI, 32 of widened values with AVX-512, 16 with AVX2.
+// y = x W^T with W and x in int8: integer sums over a group of inputs, exact and so the same bits on every
+// instruction set, times the group's scale, added up in order; then times the output's scale. Weights are
+// unsigned bytes w + 128, as the multiply-add of VNNI wants one unsigned side; sums start at -128 times the
+// row's sum of activations instead. Compiled without contraction. Bound: memory (a quarter of the bytes of
+// fp32) for few rows, then the multiply-adds: 64 products an instruction with VNNI, 32 of widened values with
+// AVX-512, 16 with AVX2.
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -25,14 +26,14 @@ constexpr int kRows = 12, kGroup = 32;
 
 // The unrolling is for GCC, which else keeps a copy of the sums in memory up to date.
 template <int MR>
-inline void sum_tile(const std::uint32_t* x, std::int64_t words, const std::uint32_t* group,
+inline void sum_tile(const std::uint32_t* x, std::int64_t ldx, std::int64_t words, const std::uint32_t* group,
                      std::int32_t (&sums)[MR][kGroup]) {
   __m512i pairs[MR][2] = {};
   for (std::int64_t k = 0; k < words; ++k, group += kPackedColumns) {
     const __m512i a = _mm512_loadu_si512(group), b = _mm512_loadu_si512(group + 16);
 #pragma GCC unroll 12
     for (int m = 0; m < MR; ++m) {
-      const __m512i value = _mm512_set1_epi32(static_cast<int>(x[m * words + k]));
+      const __m512i value = _mm512_set1_epi32(static_cast<int>(x[m * ldx + k]));
       pairs[m][0] = _mm512_dpbusd_epi32(pairs[m][0], a, value);
       pairs[m][1] = _mm512_dpbusd_epi32(pairs[m][1], b, value);
     }
@@ -80,7 +81,7 @@ inline Wide16 multiply_add(Wide16 sum, Wide16 a, Wide16 b) {
 #endif
 
 template <int MR>
-inline void sum_tile(const std::uint32_t* x, std::int64_t words, const std::uint32_t* group,
+inline void sum_tile(const std::uint32_t* x, std::int64_t ldx, std::int64_t words, const std::uint32_t* group,
                      std::int32_t (&sums)[MR][kGroup]) {
   constexpr int V = kGroup / kWordsOf;
   Wide16 pairs[MR][V];
@@ -88,7 +89,7 @@ inline void sum_tile(const std::uint32_t* x, std::int64_t words, const std::uint
     for (int v = 0; v < V; ++v) pairs[m][v] = zero();
   for (std::int64_t k = 0; k < words; ++k, group += kPackedColumns) {
     Wide16 value[MR];
-    for (int m = 0; m < MR; ++m) value[m] = activation(x[m * words + k]);
+    for (int m = 0; m < MR; ++m) value[m] = activation(x[m * ldx + k]);
     for (int v = 0; v < V; ++v) {
       const Wide16 w = weights(group + v * kWordsOf);
       for (int m = 0; m < MR; ++m) pairs[m][v] = multiply_add(pairs[m][v], w, value[m]);
@@ -106,7 +107,7 @@ inline void sum_tile(const std::uint32_t* x, std::int64_t words, const std::uint
 constexpr int kRows = 1, kGroup = 32;
 
 template <int MR>
-inline void sum_tile(const std::uint32_t* x, std::int64_t words, const std::uint32_t* group,
+inline void sum_tile(const std::uint32_t* x, std::int64_t, std::int64_t words, const std::uint32_t* group,
                      std::int32_t (&sums)[MR][kGroup]) {
   for (int j = 0; j < kGroup; ++j) sums[0][j] = 0;
   const auto* q = reinterpret_cast<const std::int8_t*>(x);
@@ -121,15 +122,25 @@ inline void sum_tile(const std::uint32_t* x, std::int64_t words, const std::uint
 template <int MR>
 void tile(const Int8LinearArgs& args, std::int64_t m0, const std::uint32_t* group, std::int64_t n,
           std::int64_t columns) {
-  const std::int64_t words = (args.K + kInt8Inputs - 1) / kInt8Inputs;
+  constexpr std::int64_t kWords = kQuantisedInputs / kInt8Inputs;
+  const std::int64_t words = (args.K + kInt8Inputs - 1) / kInt8Inputs,
+                     num_groups = (words + kWords - 1) / kWords;
   alignas(kVecBytes) std::int32_t sums[MR][kGroup];
-  sum_tile<MR>(args.x + m0 * words, words, group, sums);
+  alignas(kVecBytes) float totals[MR][kGroup] = {};
+  for (std::int64_t g = 0; g < num_groups; ++g) {
+    const std::int64_t k = g * kWords;
+    sum_tile<MR>(args.x + m0 * words + k, words, std::min(kWords, words - k), group + k * kPackedColumns,
+                 sums);
+    for (int m = 0; m < MR; ++m) {
+      const float scale = args.x_scales[(m0 + m) * num_groups + g];
+      const std::int32_t offset = 128 * args.x_sums[(m0 + m) * num_groups + g];
+      for (int j = 0; j < kGroup; ++j) totals[m][j] += static_cast<float>(sums[m][j] - offset) * scale;
+    }
+  }
   for (int m = 0; m < MR; ++m) {
-    const float scale = args.x_scales[m0 + m];
-    const std::int32_t offset = 128 * args.x_sums[m0 + m];
     float* y = args.y + (m0 + m) * args.ldy + n;
     for (std::int64_t j = 0; j < columns; ++j) {
-      float value = static_cast<float>(sums[m][j] - offset) * (scale * args.scales[n + j]);
+      float value = totals[m][j] * args.scales[n + j];
       if (args.bias) value += args.bias[n + j];
       y[j] = args.accumulate ? y[j] + value : value;
     }
