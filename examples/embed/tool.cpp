@@ -1,5 +1,5 @@
-// A tool of one's own: a shop's stock, held by the program. A tiny model learns from demonstrations to ask it
-// and is then trained with the tool in the loop, seconds on a CPU.
+// A tool of one's own: a shop's stock, held by the program. A tiny model is shown by demonstrations how to
+// ask it and is then trained with the tool in the loop.
 #include <cstdio>
 #include <filesystem>
 #include <fstream>

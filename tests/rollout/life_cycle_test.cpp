@@ -317,7 +317,7 @@ TEST_CASE("constraints, deadlines and outputs that cannot work are refused") {
         r.constraint.choices = {{1}};
         r.constraint.allowed_tokens = {1};
       },
-      "choices cannot be combined with allowed_tokens or a tool");
+      "choices cannot be combined with allowed_tokens or an environment");
   refused([](R& r) { r.priority = 1001; }, "priority is 1001, expected -1000 to 1000");
   refused([](R& r) { r.deadline.seconds = -1; },
           "the deadline is 0 steps and -1 seconds, expected at least 0");

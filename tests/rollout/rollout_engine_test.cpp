@@ -407,7 +407,7 @@ TEST_CASE("requests that cannot be served are refused with the reason") {
                              options, {});
   GenerationRequest request = good;
   request.stop.strings = {"x"};
-  CHECK_THROWS_WITH(without_text.submit(request), where + "stop strings and tools need a tokenizer");
+  CHECK_THROWS_WITH(without_text.submit(request), where + "stop strings and environments need a tokenizer");
   CHECK_FALSE(engine->busy());
   CHECK(run(*engine, setup.model, {good}).size() == 1);
   options.max_sequences = 0;
