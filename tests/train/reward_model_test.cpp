@@ -1,6 +1,7 @@
 // Reward models that predict numbers: of answers, by one or several objectives, and of the steps of answers.
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "rlhf/core/error.h"
 #include "rlhf/train/build_task.h"
@@ -27,6 +28,16 @@ double result(const RunReport& report, const std::string& name) {
     if (key == name) return value;
   return std::nan("");
 }
+
+/// Share of a response's tokens that are different.
+class Variety : public RewardTerm {
+ public:
+  std::string_view name() const override { return "variety"; }
+  double score(const ScoredSample& scored) const override {
+    const std::set<TokenId> different(scored.sample.tokens.begin(), scored.sample.tokens.end());
+    return static_cast<double>(different.size()) / static_cast<double>(scored.sample.tokens.size());
+  }
+};
 
 // Outputs of a reward model in double, at some positions of a sequence.
 std::vector<double> double_outputs(const Parameters<double>& parameters, const std::vector<TokenId>& tokens,
@@ -282,21 +293,27 @@ TEST_CASE("normalised scores: the first batch has mean 0, and with running devia
 
 TEST_CASE("a run that follows its reward model away from the rules warns in log and report (seed 3)") {
   const TinyData data;
-  // The reward model learns that short answers are better, the rule wants long ones and only watches.
+  // Nothing but the reward model is followed: answers become alike, and the rule wants variety.
   const auto options =
-      data.options("run", {"stages=[sft, reward, ppo]",
-                           "rewards=[{type: length, min_tokens: 8, max_tokens: 8, slope_tokens: 8}]",
-                           "sft.max_steps=1", "reward.max_steps=40", "ppo.iterations=60",
-                           "ppo.rules_weight=0", "ppo.reward_model_weight=1", "ppo.critic_init=policy",
+      data.options("run", {"stages=[sft, reward, ppo]", "rewards=[]", "sft.max_steps=1",
+                           "reward.max_steps=40", "ppo.iterations=60", "ppo.rules_weight=0",
+                           "ppo.reward_model_weight=1", "ppo.critic_init=policy",
                            "ppo.algorithm.samples_per_prompt=8", "ppo.algorithm.optimizer.learning_rate=0.01",
                            "ppo.algorithm.kl.coefficient=0", "rollout.max_sequences=24"});
   Watcher watcher(nullptr);
-  const RunReport report = Pipeline(options, {}, watcher).run();
+  Pipeline pipeline(options, {}, watcher);
+  pipeline.add_reward(std::make_unique<Variety>(), {});
+  const RunReport report = pipeline.run();
   const auto rings = [](const std::vector<std::string>& texts) {
     return std::ranges::count_if(texts, [](const std::string& text) {
       return text.find("the reward model's score rose") != std::string::npos;
     });
   };
+  std::string series;
+  for (std::int64_t step = 1; step <= 60; step += 4)
+    series += concat(metric(watcher.steps.at({"ppo", step}), "reward/model", 0), " ",
+                     metric(watcher.steps.at({"ppo", step}), "reward/rules", 0), "; ");
+  INFO("reward model and rules, every fourth step: " << series);
   CHECK(rings(report.warnings) >= 1);
   CHECK(rings(watcher.messages) == rings(report.warnings));
 }
