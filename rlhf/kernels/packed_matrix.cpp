@@ -12,7 +12,6 @@ namespace {
 using kernels::ceil_div;
 using kernels::kPackedColumns;
 
-
 std::int64_t words_of(WeightFormat format, std::int64_t K) {
   return ceil_div(K, format == WeightFormat::kBf16 ? kernels::kBf16Inputs : kernels::kInt8Inputs);
 }
