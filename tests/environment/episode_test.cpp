@@ -250,6 +250,7 @@ TEST_CASE("episodes carry the states behind the first layers of all their tokens
   const auto runner = make_runner(Thread::kWorker, pseudo_random_answer);
   RolloutEngineOptions options;
   options.trunk_layers = 1;
+  options.num_blocks = 1024;  // a sample that loses its blocks has no states to hand out
   const auto engine = setup.engine(options);
   const auto requests = many_requests(*runner);
   SequencePass<float> pass(setup.model.config(), Compute<float>(setup.pool, kernels::detect_cpu_isa()));

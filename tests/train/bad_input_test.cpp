@@ -430,7 +430,7 @@ TEST_CASE("damaged checkpoints are named; earlier stages stay") {
   const std::string& eval = intact.at("samples/eval_sft.jsonl");
   write_file_atomically(data.path("run") / "samples" / "eval_sft.jsonl", eval.substr(0, eval.find('\n') + 1));
   CHECK_THAT(message_of_run(options, Start::kResume),
-             ContainsSubstring("eval_sft.jsonl: holds 1 responses, the run has 5 held-out prompts"));
+             ContainsSubstring("eval_sft.jsonl: holds 1 responses, the run asks for 5"));
   restore();
   CHECK(message_of_run(options, Start::kResume) == "");
   attempt(data.options("whole"), Start::kFresh);

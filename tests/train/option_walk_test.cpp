@@ -5,6 +5,7 @@
 #include <set>
 
 #include "rlhf/config/description.h"
+#include "rlhf/train/build_environment.h"
 #include "rlhf/train/build_task.h"
 #include "rlhf/train/ppo_trainer.h"
 #include "tests/catch.h"
@@ -247,14 +248,35 @@ std::map<std::string, Walk> all_walks() {
   return walks;
 }
 
-/// What a tiny run samples and learns, as hashes. One tool call a response leaves a hole in its mask; a logit
-/// bias that the trainer does not know makes responses end early and the sampler differ from the trainer.
+/// Says "xy" behind the first "a" of a response.
+class Interruption : public EnvironmentFactory {
+ public:
+  std::unique_ptr<Environment> begin(const EpisodeStart&) const override {
+    class Once : public Environment {
+      Observation observe(const AssistantTurn& turn) override {
+        Observation observation;
+        if (turn.number == 1) observation.text = "xy";
+        return observation;
+      }
+    };
+    return std::make_unique<Once>();
+  }
+  const std::vector<std::string>& turn_strings() const override { return strings_; }
+  bool hears_stops() const override { return false; }
+  bool answers_at_once() const override { return true; }
+
+ private:
+  std::vector<std::string> strings_ = {"a"};
+};
+
+/// What a tiny run samples and learns, as hashes. One interruption a response leaves a hole in its mask; a
+/// logit bias that the trainer does not know makes responses end early and the sampler differ from the
+/// trainer.
 std::string records_of(const TinyData& data, const Overrides& overrides) {
   const RunOptions options = data.options("walk", overrides);
   LanguageModel policy = load_policy(options);
   TaskData task = build_task(options, policy);
-  const ToolCall tool{"a", [](std::string_view) { return std::vector<TokenId>{'x', 'y'}; }, 1};
-  task.tools = {{"first", tool}, {"second", tool}};
+  task.environments[""] = build_episodes({}, std::make_shared<Interruption>(), policy);
   ThreadPool pool(1);
   StageContext context{Compute<float>(pool, kernels::detect_cpu_isa())};
   RecordKeeper keeper;
