@@ -87,8 +87,8 @@ LanguageModel load_scalar_model(const WorkPackage& work, const std::string& name
   return model;
 }
 
-std::int64_t tokens_of(const WorkPackage& work, const BenchPipelineArguments& arguments, std::int64_t iteration,
-                       bool with_prompts) {
+std::int64_t tokens_of(const WorkPackage& work, const BenchPipelineArguments& arguments,
+                       std::int64_t iteration, bool with_prompts) {
   std::int64_t tokens = 0;
   for (std::int64_t i = 0; i < arguments.batch; ++i) {
     const auto slot = static_cast<std::uint64_t>(iteration * arguments.batch + i);
@@ -101,7 +101,8 @@ std::int64_t tokens_of(const WorkPackage& work, const BenchPipelineArguments& ar
 
 // The lengths are the package's, not the policy's: an iteration that generated anything else measured other
 // work.
-void check_work_done(const WorkPackage& work, const BenchPipelineArguments& arguments, const IterationMetrics& measured) {
+void check_work_done(const WorkPackage& work, const BenchPipelineArguments& arguments,
+                     const IterationMetrics& measured) {
   const auto lengths = measured.values("rollout/mean_length", 0);
   for (std::int64_t i = 0; i < arguments.all_iterations(); ++i) {
     const double expected =

@@ -110,8 +110,8 @@ void print_table(const std::vector<ModePredictions>& rows) {
   }
 }
 
-ModePredictions predict(const SimulateArguments& a, const RunOptions& options, const schedule::CostModel& costs,
-                        std::size_t devices) {
+ModePredictions predict(const SimulateArguments& a, const RunOptions& options,
+                        const schedule::CostModel& costs, std::size_t devices) {
   schedule::SimulatedRun run = simulated_run(options);
   if (a.iterations > 0) run.iterations = a.iterations;
   if (a.prompts_per_device > 0) run.prompts = a.prompts_per_device * devices;

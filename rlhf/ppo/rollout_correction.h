@@ -11,7 +11,8 @@
 
 namespace rlhf::ppo {
 
-/// Largest magnitude of a log ratio that goes into an exponential of a metric or a rejection statistic (verl).
+/// Largest magnitude of a log ratio that goes into an exponential of a metric or a rejection statistic
+/// (verl).
 inline constexpr double kSafeLogRatio = 20.0;
 
 /// Unit whose mismatch between trainer and sampler is corrected.

@@ -10,7 +10,6 @@
 namespace rlhf {
 namespace {
 
-
 struct Position {
   std::size_t text = 0;
   std::int64_t row = 0;  // that predicts the token

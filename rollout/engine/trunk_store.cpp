@@ -18,7 +18,8 @@ void TrunkStore::keep(const Rows& rows, const float* states) {
   for (std::int64_t t = 0; t < rows.size(); ++t) {
     const auto row = static_cast<std::size_t>(t);
     const std::int64_t position = rows.positions[row], block = rows.tables[row][position / kBlockTokens];
-    std::copy_n(states + t * width_, width_, states_.data() + block * block_stride_ + position % kBlockTokens * width_);
+    std::copy_n(states + t * width_, width_,
+                states_.data() + block * block_stride_ + position % kBlockTokens * width_);
   }
 }
 
@@ -26,7 +27,8 @@ std::vector<float> TrunkStore::gather(std::span<const std::int32_t> table, std::
   std::vector<float> out;
   out.reserve(static_cast<std::size_t>(length * width_));
   for (std::int64_t begin = 0; begin < length; begin += kBlockTokens) {
-    const float* block = states_.data() + table[static_cast<std::size_t>(begin / kBlockTokens)] * block_stride_;
+    const float* block =
+        states_.data() + table[static_cast<std::size_t>(begin / kBlockTokens)] * block_stride_;
     out.insert(out.end(), block, block + std::min(kBlockTokens, length - begin) * width_);
   }
   return out;
