@@ -55,4 +55,25 @@ std::optional<std::string> ProxyAlarm::observe(std::int64_t step, double proxy, 
                 rules.after, " (reward hacking?)");
 }
 
+void ProxyAlarm::save(std::map<std::string, double>& numbers) const {
+  for (std::size_t i = 0; i < proxy_.size(); ++i) {
+    numbers[concat("proxy_alarm/proxy/", i)] = proxy_[i];
+    numbers[concat("proxy_alarm/rule/", i)] = rule_[i];
+  }
+  numbers["proxy_alarm/quiet"] = static_cast<double>(quiet_);
+}
+
+void ProxyAlarm::restore(const std::map<std::string, double>& numbers) {
+  *this = ProxyAlarm();
+  const auto quiet = numbers.find("proxy_alarm/quiet");
+  if (quiet == numbers.end()) return;
+  quiet_ = static_cast<std::size_t>(quiet->second);
+  for (std::size_t i = 0; i < 2 * kWindow; ++i) {
+    const auto proxy = numbers.find(concat("proxy_alarm/proxy/", i));
+    if (proxy == numbers.end()) return;
+    proxy_.push_back(proxy->second);
+    rule_.push_back(numbers.at(concat("proxy_alarm/rule/", i)));
+  }
+}
+
 }  // namespace rlhf

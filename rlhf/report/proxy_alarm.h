@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -20,6 +21,10 @@ class ProxyAlarm {
 
   /// Takes in a step. @return the warning, when there is one
   std::optional<std::string> observe(std::int64_t step, double proxy, double rule);
+
+  /// What it has seen, as numbers under keys that begin with "proxy_alarm/"; a resumed run goes on with them.
+  void save(std::map<std::string, double>& numbers) const;
+  void restore(const std::map<std::string, double>& numbers);
 
  private:
   std::deque<double> proxy_, rule_;

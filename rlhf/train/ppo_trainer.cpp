@@ -31,6 +31,7 @@ void PpoTrainer::run() {
   options.published = lags ? std::max<std::int64_t>(0, options.first - 1) : options.first;
   options.sink = [&](const schedule::TraceEvent& event) { setting_.context.observer->lane_event(event); };
   state_.restore(numbers);
+  alarm_.restore(numbers);
   if (models_.snapshot && !lags)
     std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
   models_.pack(setting_.context.compute);
@@ -40,6 +41,7 @@ void PpoTrainer::run() {
       [&](std::int64_t iteration, const PpoWorkload::Batch& batch, const schedule::IterationTimes& times) {
         report(batch, times, iteration + 1);
         state_.save(numbers);
+        alarm_.save(numbers);
         checkpoint.after_step(iteration + 1, options.last, numbers);
       });
   say_correction();

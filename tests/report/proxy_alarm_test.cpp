@@ -11,7 +11,8 @@ namespace {
 
 // Steps at which the alarm warns over `steps` steps of a mean that moves at step 40, with noise of
 // deviation 1.
-std::vector<std::int64_t> warnings(double proxy_jump, double rule_jump, std::int64_t steps = 80) {
+std::vector<std::int64_t> warnings(double proxy_jump, double rule_jump, std::int64_t steps = 80,
+                                   bool stopped_after_every_step = false) {
   RandomStream random(4);
   ProxyAlarm alarm;
   std::vector<std::int64_t> at;
@@ -19,6 +20,11 @@ std::vector<std::int64_t> warnings(double proxy_jump, double rule_jump, std::int
     const double jump = step > 40 ? 1 : 0;
     const double proxy = random.normal() + jump * proxy_jump, rule = random.normal() + jump * rule_jump;
     if (alarm.observe(step, proxy, rule)) at.push_back(step);
+    if (!stopped_after_every_step) continue;
+    std::map<std::string, double> numbers;
+    alarm.save(numbers);
+    alarm = ProxyAlarm();
+    alarm.restore(numbers);
   }
   return at;
 }
@@ -35,6 +41,11 @@ TEST_CASE("the alarm rings once when the proxy rises while the rule reward falls
   CHECK(warnings(-6, 6).empty());
   CHECK(warnings(0, -6).empty());
   CHECK(warnings(6, 0).empty());
+}
+
+TEST_CASE("an alarm that is kept and restored after every step warns at the same steps") {
+  REQUIRE(warnings(6, -6).size() == 1);
+  CHECK(warnings(6, -6, 80, true) == warnings(6, -6));
 }
 
 TEST_CASE("the alarm says what has moved, and is silent before it has two windows") {
