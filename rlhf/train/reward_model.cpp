@@ -2,7 +2,6 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/train/reward_rating.h"
-#include "rlhf/train/training_steps.h"
 
 namespace rlhf {
 namespace {
@@ -53,6 +52,16 @@ void train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
 
 }  // namespace
 
+TrainingPlan reward_plan(const RewardModelOptions& options, std::size_t num_items) {
+  TrainingPlan plan{"reward", "reward"};
+  plan.num_items = num_items;
+  plan.items_per_step = options.pairs_per_step;
+  plan.epochs = options.epochs;
+  plan.max_steps = options.max_steps;
+  plan.optimizer = options.optimizer;
+  return plan;
+}
+
 PairAccuracy evaluate_pairs(Pass& pass, const DecoderWeights<float>& weights, const RewardReading& reading,
                             const std::vector<TrainingPair>& pairs) {
   PairAccuracy result;
@@ -82,30 +91,25 @@ void run_reward_model(Parameters<float>& reward, const std::vector<TrainingPair>
                       const RewardModelOptions& options, const StageContext& context) {
   RLHF_CHECK(!train.empty(), "reward: there are no pairs");
   Pass pass(reward.config(), context.compute);
-  TrainingPlan plan{"reward", "reward"};
-  plan.num_items = train.size();
-  plan.items_per_step = options.pairs_per_step;
-  plan.epochs = options.epochs;
-  plan.max_steps = options.max_steps;
-  plan.optimizer = options.optimizer;
-  run_steps(reward, plan, context, [&](const std::vector<std::size_t>& items, std::int64_t) {
-    std::vector<std::span<const TokenId>> sequences;
-    StepMeasure measure;
-    for (std::size_t item : items) {
-      sequences.push_back(train[item].chosen.tokens);
-      sequences.push_back(train[item].rejected.tokens);
-      measure.tokens += pair_tokens(train[item]);
-    }
-    StepSums sums;
-    for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch, 2)) {
-      std::vector<const TrainingPair*> chosen;
-      for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
-      train_micro_batch(pass, reward.weights(), chosen, options, items.size(), sums);
-    }
-    measure.loss = sums.loss;
-    measure.metrics = {{"accuracy", sums.correct}, {"margin", sums.margin}};
-    return measure;
-  });
+  run_steps(reward, reward_plan(options, train.size()), context,
+            [&](const std::vector<std::size_t>& items, std::int64_t) {
+              std::vector<std::span<const TokenId>> sequences;
+              StepMeasure measure;
+              for (std::size_t item : items) {
+                sequences.push_back(train[item].chosen.tokens);
+                sequences.push_back(train[item].rejected.tokens);
+                measure.tokens += pair_tokens(train[item]);
+              }
+              StepSums sums;
+              for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch, 2)) {
+                std::vector<const TrainingPair*> chosen;
+                for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
+                train_micro_batch(pass, reward.weights(), chosen, options, items.size(), sums);
+              }
+              measure.loss = sums.loss;
+              measure.metrics = {{"accuracy", sums.correct}, {"margin", sums.margin}};
+              return measure;
+            });
 }
 
 }  // namespace rlhf

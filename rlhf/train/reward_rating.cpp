@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "rlhf/core/error.h"
-#include "rlhf/train/training_steps.h"
 
 namespace rlhf {
 namespace {
@@ -96,28 +95,24 @@ void run_reward_rating(Parameters<float>& reward, const std::vector<RatedExample
                        const StageContext& context) {
   RLHF_CHECK(!train.empty(), "reward: there are no rated answers");
   Pass pass(reward.config(), context.compute);
-  TrainingPlan plan{"reward", "reward"};
-  plan.num_items = train.size();
-  plan.items_per_step = options.pairs_per_step;
-  plan.epochs = options.epochs;
-  plan.max_steps = options.max_steps;
-  plan.optimizer = options.optimizer;
-  run_steps(reward, plan, context, [&](const std::vector<std::size_t>& items, std::int64_t) {
-    std::vector<std::span<const TokenId>> sequences;
-    StepMeasure measure;
-    std::size_t numbers = 0;
-    for (std::size_t item : items) {
-      sequences.emplace_back(train[item].example.tokens);
-      numbers += train[item].targets.size();
-      measure.tokens += static_cast<std::int64_t>(train[item].example.tokens.size());
-    }
-    for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch)) {
-      std::vector<const RatedExample*> chosen;
-      for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
-      measure.loss += train_micro_batch(pass, reward.weights(), chosen, reading.num_outputs(), numbers);
-    }
-    return measure;
-  });
+  run_steps(reward, reward_plan(options, train.size()), context,
+            [&](const std::vector<std::size_t>& items, std::int64_t) {
+              std::vector<std::span<const TokenId>> sequences;
+              StepMeasure measure;
+              std::size_t numbers = 0;
+              for (std::size_t item : items) {
+                sequences.emplace_back(train[item].example.tokens);
+                numbers += train[item].targets.size();
+                measure.tokens += static_cast<std::int64_t>(train[item].example.tokens.size());
+              }
+              for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch)) {
+                std::vector<const RatedExample*> chosen;
+                for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
+                measure.loss +=
+                    train_micro_batch(pass, reward.weights(), chosen, reading.num_outputs(), numbers);
+              }
+              return measure;
+            });
 }
 
 }  // namespace rlhf

@@ -2,6 +2,7 @@
 
 #include "rlhf/ppo/reward_regression.h"
 #include "rlhf/train/reward_model.h"
+#include "rlhf/train/training_steps.h"
 
 namespace rlhf {
 
@@ -9,6 +10,8 @@ namespace rlhf {
 inline constexpr std::size_t kCalibrationBins = 10;
 /// Tokens of a pass of the reward model that only reads.
 inline constexpr std::int64_t kRatedTokensPerPass = 2048;
+/// The steps of the reward-model stage over pairs or rated answers.
+TrainingPlan reward_plan(const RewardModelOptions& options, std::size_t num_items);
 
 /// Outputs of a reward model for some answers, [positions][num_outputs] each. Every sequence needs a token.
 std::vector<std::vector<double>> read_outputs(SequencePass<float>& pass, const DecoderWeights<float>& weights,
