@@ -132,16 +132,20 @@ TEST_CASE("a student comes near its teacher on its own samples, with either esti
   const TinyData data;
   LanguageModel::create(larger_model(), {}, 5).save(data.path("teacher"));
   for (const std::string estimate : {"sampled", "exact"}) {
-    const auto options = data.options(
-        "run_" + estimate,
-        {"stages=[ppo]", "rewards=[]", "ppo.iterations=200", "ppo.reward_model_weight=0",
-         "ppo.critic_init=policy",
-         "ppo.algorithm={samples_per_prompt: 8, prompts_per_step: 5, epochs: 1, mini_batches: 1, "
-         "critic_update: none, "
-         "value_positions: tokens, kl: {placement: none}, advantage: {form: reward_to_go, whitening: none}, "
-         "optimizer: {learning_rate: 0.02, schedule: {shape: constant}}}",
-         "ppo.algorithm.distillation={coefficient: 1, estimate: " + estimate + "}",
-         "distillation.teacher=" + data.path("teacher").string(), "rollout.max_sequences=40"});
+    // The sampled estimate has the same expectation and a noise of its own, which more samples lower.
+    const std::string samples = estimate == "exact" ? "8" : "32";
+    const auto options =
+        data.options("run_" + estimate,
+                     {"stages=[ppo]", "rewards=[]", "ppo.iterations=200", "ppo.reward_model_weight=0",
+                      "ppo.critic_init=policy",
+                      "ppo.algorithm={samples_per_prompt: " + samples +
+                          ", prompts_per_step: 5, epochs: 1, mini_batches: 1, "
+                          "critic_update: none, "
+                          "value_positions: tokens, kl: {placement: none}, advantage: {form: reward_to_go, "
+                          "whitening: none}, "
+                          "optimizer: {learning_rate: 0.02, schedule: {shape: constant}}}",
+                      "ppo.algorithm.distillation={coefficient: 1, estimate: " + estimate + "}",
+                      "distillation.teacher=" + data.path("teacher").string(), "rollout.max_sequences=160"});
     const Attempt run = attempt(options, PipelineSettings::Start::kFresh);
     double early = 0, late = 0;
     for (std::int64_t i = 1; i <= 5; ++i) {
@@ -150,9 +154,7 @@ TEST_CASE("a student comes near its teacher on its own samples, with either esti
     }
     INFO(estimate << ": KL of the first five batches " << early << ", of the last five " << late);
     CHECK(early > 0.2);
-    // The sampled estimate has the same expectation and a noise of its own: in so few steps it comes less
-    // far.
-    CHECK(late < (estimate == "exact" ? 0.7 : 0.95) * early);
+    CHECK(late < (estimate == "exact" ? 0.7 : 0.85) * early);
   }
 }
 
