@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/kernel_table.h"
 
 namespace rlhf {
 
@@ -20,7 +21,7 @@ kernels::AdamwFactors adamw_factors(const AdamwStep& step) {
 }
 
 template <class T>
-void adamw_update(const AdamwStep& step, const AdamwBuffers<T>& buffers) {
+void adamw_update(const AdamwStep& step, const kernels::AdamwBuffers<T>& buffers) {
   const kernels::AdamwFactors factors = adamw_factors(step);
   const std::size_t count = buffers.parameters.size();
   RLHF_CHECK(buffers.gradients.size() == count && buffers.first_moment.size() == count &&
@@ -29,71 +30,14 @@ void adamw_update(const AdamwStep& step, const AdamwBuffers<T>& buffers) {
              "adamw_update: ", count, " parameters, but ", buffers.gradients.size(), " gradients, ",
              buffers.first_moment.size(), " first, ", buffers.second_moment.size(), " second and ",
              buffers.max_second_moment.size(), " maximal second moments");
-  adamw_update(factors, step.gradient_scale, buffers);
-}
-
-template <class T>
-void adamw_update(const kernels::AdamwFactors& factors, double gradient_scale,
-                  const AdamwBuffers<T>& buffers) {
-  const std::size_t count = buffers.parameters.size();
-  const auto rate = static_cast<T>(factors.rate);
-  const auto root_correction = static_cast<T>(factors.root_correction);
-  const auto decay = static_cast<T>(factors.decay);
-  const auto one_minus_beta1 = static_cast<T>(factors.one_minus_beta1);
-  const auto beta2 = static_cast<T>(factors.beta2);
-  const auto one_minus_beta2 = static_cast<T>(factors.one_minus_beta2);
-  const auto epsilon = static_cast<T>(factors.epsilon);
-  const auto scale = static_cast<T>(gradient_scale);
-  T* const p = buffers.parameters.data();
-  const T* const g = buffers.gradients.data();
-  T* const m = buffers.first_moment.data();
-  T* const v = buffers.second_moment.data();
-  T* const largest = buffers.max_second_moment.empty() ? nullptr : buffers.max_second_moment.data();
-  if (largest == nullptr) {
-#pragma GCC ivdep
-    for (std::size_t i = 0; i < count; ++i) {
-      const T gradient = g[i] * scale;
-      m[i] += one_minus_beta1 * (gradient - m[i]);
-      v[i] = beta2 * v[i] + one_minus_beta2 * gradient * gradient;
-      p[i] = p[i] * decay - rate * m[i] / (std::sqrt(v[i]) / root_correction + epsilon);
-    }
-    return;
-  }
-  for (std::size_t i = 0; i < count; ++i) {
-    const T gradient = g[i] * scale;
-    m[i] += one_minus_beta1 * (gradient - m[i]);
-    v[i] = beta2 * v[i] + one_minus_beta2 * gradient * gradient;
-    largest[i] = std::max(largest[i], v[i]);
-    p[i] = p[i] * decay - rate * m[i] / (std::sqrt(largest[i]) / root_correction + epsilon);
-  }
-}
-
-template <class T>
-double sum_of_squares(std::span<const T> values) {
-  // Eight independent partial sums let the compiler vectorise and keep the order fixed.
-  double partial[8] = {};
-  std::size_t i = 0;
-  for (; i + 8 <= values.size(); i += 8) {
-    for (std::size_t k = 0; k < 8; ++k) {
-      const auto x = static_cast<double>(values[i + k]);
-      partial[k] += x * x;
-    }
-  }
-  double sum = 0;
-  for (const double part : partial) sum += part;
-  for (; i < values.size(); ++i) sum += static_cast<double>(values[i]) * static_cast<double>(values[i]);
-  return sum;
+  kernels::kernels_for<T>(kernels::detect_cpu_isa()).adamw(factors, step.gradient_scale, buffers);
 }
 
 double clip_scale(double norm, double max_norm) {
   return max_norm > 0 ? std::min(1.0, max_norm / (norm + 1e-6)) : 1.0;
 }
 
-template void adamw_update<float>(const kernels::AdamwFactors&, double, const AdamwBuffers<float>&);
-template void adamw_update<double>(const kernels::AdamwFactors&, double, const AdamwBuffers<double>&);
-template void adamw_update<float>(const AdamwStep&, const AdamwBuffers<float>&);
-template void adamw_update<double>(const AdamwStep&, const AdamwBuffers<double>&);
-template double sum_of_squares<float>(std::span<const float>);
-template double sum_of_squares<double>(std::span<const double>);
+template void adamw_update<float>(const AdamwStep&, const kernels::AdamwBuffers<float>&);
+template void adamw_update<double>(const AdamwStep&, const kernels::AdamwBuffers<double>&);
 
 }  // namespace rlhf

@@ -18,13 +18,11 @@ struct AdamwStep {
 };
 
 namespace kernels {
+
 /// A step's numbers as the update of one element uses them.
 struct AdamwFactors {
   double rate, root_correction, decay, one_minus_beta1, beta2, one_minus_beta2, epsilon;
 };
-}  // namespace kernels
-/// Checks and converts a step; its gradient_scale is not part of it. @throws InvalidArgument on step < 1.
-kernels::AdamwFactors adamw_factors(const AdamwStep& step);
 
 /// State of one flat parameter buffer; all spans have the same length.
 template <class T>
@@ -36,28 +34,21 @@ struct AdamwBuffers {
   std::span<T> max_second_moment;  ///< empty unless AMSGrad is wanted; zero before the first step
 };
 
-/// adamw_update() with the step's numbers made ready; lengths are not checked.
-template <class T>
-void adamw_update(const kernels::AdamwFactors& factors, double gradient_scale,
-                  const AdamwBuffers<T>& buffers);
+}  // namespace kernels
+
+/// Checks and converts a step; its gradient_scale is not part of it. @throws InvalidArgument on step < 1.
+kernels::AdamwFactors adamw_factors(const AdamwStep& step);
 
 /// Updates parameters and moments in place, in one pass. Elementwise, so a buffer may be cut anywhere and the
 /// pieces updated by different threads. @throws InvalidArgument on lengths that differ or step < 1.
 template <class T>
-void adamw_update(const AdamwStep& step, const AdamwBuffers<T>& buffers);
-
-/// Sum of squares, accumulated in double in a fixed order. The global norm is the root of the sum over
-/// buffers.
-template <class T>
-double sum_of_squares(std::span<const T> values);
+void adamw_update(const AdamwStep& step, const kernels::AdamwBuffers<T>& buffers);
 
 /// Factor that brings a global gradient norm down to max_norm: min(1, max_norm / (norm + 1e-6)) as
 /// torch.nn.utils.clip_grad_norm_; 1 when max_norm is 0 (off).
 double clip_scale(double norm, double max_norm);
 
-extern template void adamw_update<float>(const AdamwStep&, const AdamwBuffers<float>&);
-extern template void adamw_update<double>(const AdamwStep&, const AdamwBuffers<double>&);
-extern template double sum_of_squares<float>(std::span<const float>);
-extern template double sum_of_squares<double>(std::span<const double>);
+extern template void adamw_update<float>(const AdamwStep&, const kernels::AdamwBuffers<float>&);
+extern template void adamw_update<double>(const AdamwStep&, const kernels::AdamwBuffers<double>&);
 
 }  // namespace rlhf

@@ -259,15 +259,16 @@ template <class T>
 void adamw(const AdamwFactors& factors, const OptimizerArgs<T>& args, void* queue) {
   const auto n = [](std::int64_t i) { return static_cast<std::size_t>(i); };
   const double scale = args.gradient_scale ? *args.gradient_scale : 1;
-  compute_of<T>(queue).pool().parallel_for(args.count, 1 << 16, [&](std::int64_t begin, std::int64_t end) {
+  const Compute<T>& compute = compute_of<T>(queue);
+  compute.pool().parallel_for(args.count, 1 << 16, [&](std::int64_t begin, std::int64_t end) {
     const std::size_t count = n(end - begin);
-    adamw_update<T>(factors, scale,
-                    {{args.master + begin, count},
-                     {args.gradient + begin, count},
-                     {args.first_moment + begin, count},
-                     {args.second_moment + begin, count},
-                     {args.max_second_moment ? args.max_second_moment + begin : nullptr,
-                      args.max_second_moment ? count : 0}});
+    compute.table().adamw(factors, scale,
+                          {{args.master + begin, count},
+                           {args.gradient + begin, count},
+                           {args.first_moment + begin, count},
+                           {args.second_moment + begin, count},
+                           {args.max_second_moment ? args.max_second_moment + begin : nullptr,
+                            args.max_second_moment ? count : 0}});
     if (args.shadow) std::copy_n(args.master + begin, count, args.shadow + begin);
   });
 }

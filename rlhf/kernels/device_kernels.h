@@ -169,8 +169,6 @@ struct OptimizerArgs {
   const double* gradient_scale;  ///< one number on the device, or null = 1
 };
 
-struct AdamwFactors;  // rlhf/kernels/adamw.h
-
 template <class T>
 struct DeviceKernels {
   const char* name;

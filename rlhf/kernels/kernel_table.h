@@ -14,6 +14,10 @@
 
 namespace rlhf::kernels {
 
+struct AdamwFactors;  // rlhf/kernels/adamw.h
+template <class T>
+struct AdamwBuffers;
+
 /// Y is the type of the result: T, or Wide<T> where T would lose too much.
 template <class T, class Y = T>
 struct LinearArgs {
@@ -165,6 +169,8 @@ struct Kernels {
   void (*add)(T* y, const T* x, std::int64_t n);  ///< y += x
   void (*scale)(T* y, T factor, std::int64_t n);  ///< y *= factor
   double (*sum_squares)(const T* x, std::int64_t n);
+  /// One step of AdamW; the same bits on every instruction set. Lengths are not checked.
+  void (*adamw)(const AdamwFactors&, double gradient_scale, const AdamwBuffers<T>&);
 };
 
 enum class CpuIsa { kBaseline, kAvx2, kAvx512 };

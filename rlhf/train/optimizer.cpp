@@ -33,14 +33,15 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
   numbers.epsilon = options_.epsilon;
   numbers.weight_decay = options_.weight_decay;
   numbers.step = ++steps_;
-  numbers.gradient_scale = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
+  const kernels::AdamwFactors factors = adamw_factors(numbers);
+  const double scale = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
   compute.pool().parallel_for(
       static_cast<std::int64_t>(weights.size()), 1 << 15, [&](std::int64_t b, std::int64_t e) {
         const auto part = [&](std::span<T> all) {
           return all.subspan(static_cast<std::size_t>(b), static_cast<std::size_t>(e - b));
         };
-        adamw_update<T>(numbers,
-                        {part(weights), part(gradient), part(first_moment()), part(second_moment()), {}});
+        compute.table().adamw(
+            factors, scale, {part(weights), part(gradient), part(first_moment()), part(second_moment()), {}});
         std::ranges::fill(part(gradient), T(0));
       });
   return result;

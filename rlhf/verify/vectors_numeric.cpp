@@ -126,7 +126,9 @@ void run_optimizer(GoldenCase& golden) {
     for (const auto& json : step_gradients) {
       const Tensor g = read_tensor(json);
       gradients.emplace_back(g.values.begin(), g.values.end());
-      squares += sum_of_squares<T>(gradients.back());
+      const std::vector<T>& values = gradients.back();
+      squares += kernels::kernels_for<T>(kernels::detect_cpu_isa())
+                     .sum_squares(values.data(), static_cast<std::int64_t>(values.size()));
     }
     norms.push_back(std::sqrt(squares));
     step.gradient_scale = clip_scale(norms.back(), max_norm);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "rlhf/kernels/adamw.h"
 #include "tests/kernels/support.h"
 
 using namespace rlhf;
@@ -257,6 +258,46 @@ TEMPLATE_TEST_CASE("vector operations equal plain loops", "", float, double) {
       check_close(out, expected, u, u);
     }
   }
+}
+
+TEMPLATE_TEST_CASE("AdamW is the update by hand, and the same on every instruction set", "", float, double) {
+  const double rate = 1e-2, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, decay = 0.1, scale = 0.5;
+  for (const bool amsgrad : {false, true})
+    for (const std::int64_t n : {0, 1, 7, 16, 33, 1003}) {
+      const auto start = random_values<TestType>(n, 61);
+      std::vector<double> p(start.begin(), start.end()), m(start.size()), v(m), top(m);
+      std::vector<std::vector<TestType>> gradients;
+      for (std::int64_t step = 1; step <= 3; ++step) {
+        // Later gradients are smaller, so that the largest second moment is not always the last.
+        gradients.push_back(
+            random_values<TestType>(n, 61 + static_cast<std::uint64_t>(step), std::pow(4, -step)));
+        for (std::size_t i = 0; i < p.size(); ++i) {
+          const double g = scale * static_cast<double>(gradients.back()[i]);
+          m[i] = beta1 * m[i] + (1 - beta1) * g;
+          v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+          top[i] = std::max(top[i], v[i]);
+          const double m_hat = m[i] / (1 - std::pow(beta1, step));
+          const double v_hat = (amsgrad ? top[i] : v[i]) / (1 - std::pow(beta2, step));
+          p[i] -= rate * (m_hat / (std::sqrt(v_hat) + epsilon) + decay * p[i]);
+        }
+      }
+      std::vector<TestType> on_first_isa;
+      for (const auto isa : supported_isas()) {
+        const auto& table = kernels::kernels_for<TestType>(isa);
+        INFO(table.isa << ", n " << n << ", amsgrad " << amsgrad);
+        auto weights = start;
+        std::vector<TestType> first(start.size()), second(first),
+            largest(amsgrad ? first : std::vector<TestType>());
+        for (std::int64_t step = 1; step <= 3; ++step)
+          table.adamw(adamw_factors({rate, beta1, beta2, epsilon, decay, step}), scale,
+                      {weights, gradients[static_cast<std::size_t>(step - 1)], first, second, largest});
+        check_close(weights, p, 40 * kUnit<TestType>, 40 * kUnit<TestType>);
+        check_close(first, m, 8 * kUnit<TestType>, 8 * kUnit<TestType>);
+        check_close(second, v, 1e-300, 16 * kUnit<TestType>);
+        if (on_first_isa.empty()) on_first_isa = weights;
+        CHECK(weights == on_first_isa);
+      }
+    }
 }
 
 TEMPLATE_TEST_CASE("row kernels do not depend on the number of threads", "", float, double) {

@@ -39,6 +39,8 @@ template <class T>
 void scale(T* y, T factor, std::int64_t n);
 template <class T>
 double sum_squares(const T* x, std::int64_t n);
+template <class T>
+void adamw(const AdamwFactors& factors, double gradient_scale, const AdamwBuffers<T>& buffers);
 
 template <class T>
 const Kernels<T>& table();

@@ -26,7 +26,8 @@ const Kernels<T>& table() {
                                      logits_row_grad<T>,
                                      add<T>,
                                      scale<T>,
-                                     sum_squares<T>};
+                                     sum_squares<T>,
+                                     adamw<T>};
   return kernels;
 }
 template const Kernels<float>& table<float>();
