@@ -20,8 +20,8 @@ KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, std::int
       num_layers_(num_layers),
       num_blocks_(num_blocks),
       memory_(memory),
-      k_(static_cast<std::size_t>(layer_stride_ * num_layers), memory),
-      v_(static_cast<std::size_t>(layer_stride_ * num_layers), memory) {}
+      k_(static_cast<std::size_t>(layer_stride_ * num_layers), memory, Pages::kSmall),
+      v_(static_cast<std::size_t>(layer_stride_ * num_layers), memory, Pages::kSmall) {}
 
 template <class T>
 std::size_t KvStore<T>::block_bytes(const ModelConfig& config, std::int64_t num_layers) {

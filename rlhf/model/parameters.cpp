@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <iterator>
 #include <map>
 #include <unordered_map>
@@ -162,7 +163,15 @@ void Parameters<T>::place(const Parameters* base) {
     else if (!from || from->gradient)
       frozen += size;
   }
-  if (base) frozen_ = base->frozen_;
+  if (base)
+    for (const auto& buffer : base->frozen_) {
+      const auto holds = [&](const Entry& entry) {
+        const Entry* from = learns(config_, options_, entry.spec) ? nullptr : source(entry);
+        return from && !from->gradient && !std::less<>()(from->value, buffer->begin()) &&
+               std::less<>()(from->value, buffer->end());
+      };
+      if (std::ranges::any_of(entries_, holds)) frozen_.push_back(buffer);
+    }
   frozen_.push_back(std::make_shared<Buffer<T>>(frozen));
   owned_frozen_elements_ = frozen;
   trainable_ = Buffer<T>(learning);

@@ -15,23 +15,21 @@
 
 namespace rlhf {
 
-/// An owned array of trivially copyable elements, aligned to 64 bytes, zero-filled. Move-only.
+/// Pages of the process's own memory under a large Buffer. Large ones spare the address translation of arrays
+/// that are streamed through, small ones can be given back piece by piece.
+enum class Pages { kLarge, kSmall };
+
+/// An owned array of trivially copyable elements, aligned to 64 bytes, zero-filled. Move-only. A large one
+/// takes memory from the system as it is touched.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
   /// @param memory null: the process's own. Else the elements are for that device's kernels only, and it must
   /// outlive the buffer.
-  explicit Buffer(std::size_t size, DeviceMemory* memory = nullptr)
-      : data_(nullptr, Free{memory}), size_(size) {
-    if (size == 0) return;
-    const std::size_t bytes = (size * sizeof(T) + 63) / 64 * 64;
-    data_.reset(static_cast<T*>(memory ? memory->allocate(bytes) : std::aligned_alloc(64, bytes)));
-    if (!data_) throw std::bad_alloc();
-    if (memory)
-      memory->zero(data_.get(), bytes);
-    else
-      std::memset(static_cast<void*>(data_.get()), 0, bytes);
+  explicit Buffer(std::size_t size, DeviceMemory* memory = nullptr, Pages pages = Pages::kLarge)
+      : data_(nullptr, Free{memory, pages, round_up(size * sizeof(T), kAlignment)}), size_(size) {
+    if (size > 0) data_.reset(static_cast<T*>(data_.get_deleter().allocate()));
   }
   Buffer(Buffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
   Buffer& operator=(Buffer&& other) noexcept {
@@ -52,9 +50,12 @@ class Buffer {
   /// Gives the pages (of the process's own memory) that lie wholly inside elements [begin, end) back to the
   /// system. The elements can be written again at any time; their contents are lost.
   void discard(std::size_t begin, std::size_t end) {
-    if (data_.get_deleter().memory) return;
-    const auto page = static_cast<std::uintptr_t>(sysconf(_SC_PAGESIZE));
-    const auto first = (reinterpret_cast<std::uintptr_t>(data() + begin) + page - 1) / page * page;
+    const Free& owner = data_.get_deleter();
+    if (owner.memory) return;
+    const auto page = owner.is_mapped() && owner.pages == Pages::kLarge
+                          ? kLargePage
+                          : static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+    const auto first = round_up(reinterpret_cast<std::uintptr_t>(data() + begin), page);
     const auto last = reinterpret_cast<std::uintptr_t>(data() + end) / page * page;
     // Private memory without a file: the next access finds zeros. A refusal only keeps the memory.
     if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
@@ -62,20 +63,61 @@ class Buffer {
   /// Grows to at least `size` elements; the contents are lost when it does.
   void reserve_discard(std::size_t size) {
     if (size > size_) {
-      DeviceMemory* const memory = data_.get_deleter().memory;
-      *this = Buffer(0, memory);
-      *this = Buffer(size, memory);
+      const Free owner = data_.get_deleter();
+      *this = Buffer(0, owner.memory, owner.pages);
+      *this = Buffer(size, owner.memory, owner.pages);
     }
   }
 
  private:
+  static constexpr std::size_t kAlignment = 64;
+  static constexpr std::size_t kLargePage = std::size_t{2} << 20;  // of x86-64
+  static std::size_t round_up(std::size_t value, std::size_t unit) {
+    return (value + unit - 1) / unit * unit;
+  }
+
+  // Where the elements come from and go to.
   struct Free {
     DeviceMemory* memory = nullptr;
-    void operator()(T* p) const {
+    Pages pages = Pages::kLarge;
+    std::size_t bytes = 0;
+
+    bool is_mapped() const { return !memory && bytes >= kLargePage; }
+    void* allocate() const {
+      if (is_mapped()) return map();
+      void* const p = memory ? memory->allocate(bytes) : std::aligned_alloc(kAlignment, bytes);
+      if (!p) throw std::bad_alloc();
       if (memory)
+        memory->zero(p, bytes);
+      else
+        std::memset(p, 0, bytes);
+      return p;
+    }
+    void operator()(T* p) const {
+      if (is_mapped())
+        munmap(p, round_up(bytes, kLargePage));
+      else if (memory)
         memory->release(p);
       else
         std::free(p);
+    }
+
+   private:
+    // Zeros by the system, from the first address that a large page can begin at.
+    void* map() const {
+      const std::size_t length = round_up(bytes, kLargePage);
+      void* const got =
+          mmap(nullptr, length + kLargePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (got == MAP_FAILED) throw std::bad_alloc();
+      char* const begin = static_cast<char*>(got);
+      char* const first = begin + (round_up(reinterpret_cast<std::uintptr_t>(got), kLargePage) -
+                                   reinterpret_cast<std::uintptr_t>(got));
+      if (first > begin) munmap(begin, static_cast<std::size_t>(first - begin));
+      if (const auto behind = static_cast<std::size_t>(begin + kLargePage - first); behind > 0)
+        munmap(first + length, behind);
+      // Where the system refuses, the pages are small.
+      if (pages == Pages::kLarge) madvise(first, bytes, MADV_HUGEPAGE);
+      return first;
     }
   };
   std::unique_ptr<T, Free> data_;
