@@ -29,6 +29,7 @@ PpoWorkload::PpoWorkload(const PpoSetting& setting, PpoModels& models, PpoState&
       state_(state),
       finish_(std::move(finish)),
       next_to_start_(first),
+      share_(setting.context.compute.pool().num_threads()),
       version_(version) {}
 
 std::size_t PpoWorkload::num_samples() const {
@@ -102,6 +103,8 @@ void PpoWorkload::optimize(std::int64_t iteration, std::size_t step) {
 }
 
 void PpoWorkload::finish(std::int64_t iteration, const schedule::IterationTimes& times) {
+  share_.observe(times.wall_s - times.waited(schedule::Lane::kGenerate),
+                 times.wall_s - times.waited(schedule::Lane::kTrain));
   finish_(iteration, batch(iteration), times);
   const std::lock_guard lock(batches_mutex_);
   batches_.erase(iteration);
@@ -114,16 +117,15 @@ void PpoWorkload::publish(std::int64_t iteration) {
   });
 }
 
-// Two busy lanes split the cores; a lane on its own has them all.
+// Two busy lanes split the cores by what they took so far; a lane on its own has them all.
 void PpoWorkload::lanes_changed(bool generate_busy, bool train_busy) {
   models_.memory->set_training(train_busy);
   if (!models_.generate_pool) return;
   ThreadPool& train_pool = setting_.context.compute.pool();
   const int all = train_pool.num_threads();
   const bool both = generate_busy && train_busy;
-  const int generate_threads = both ? std::max(1, all / 2) : all;
-  models_.generate_pool->set_active_threads(generate_threads);
-  train_pool.set_active_threads(both ? std::max(1, all - generate_threads) : all);
+  models_.generate_pool->set_active_threads(both ? share_.generate() : all);
+  train_pool.set_active_threads(both ? share_.train() : all);
 }
 
 }  // namespace rlhf

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 
+#include "rlhf/schedule/thread_share.h"
 #include "rlhf/schedule/workload.h"
 #include "rlhf/train/ppo_iteration.h"
 #include "rlhf/train/ppo_rollout.h"
@@ -59,6 +60,7 @@ class PpoWorkload : public schedule::Workload {
   mutable std::mutex batches_mutex_;
   std::map<std::int64_t, std::unique_ptr<Batch>> batches_;  ///< started and not finished
   std::int64_t next_to_start_;
+  schedule::ThreadShare share_;
   WeightVersion version_;  ///< of the weights that generation reads; changes between decode steps
 };
 
