@@ -114,10 +114,11 @@ Plan make_plan(const PlanArguments& a) {
   }
   check_context(plan);
   set_numbers(a, plan);
+  const RunOptions asked = plan.options;
+  plan.options = with_recompute_chosen(asked, plan.setting, plan.budget_bytes);
   plan.memory = plan_memory(plan.options, plan.setting);
   plan.limits = batch_limits(plan.options, plan.setting, plan.budget_bytes);
-  if (!plan.memory.fits(plan.budget_bytes))
-    plan.advice = advise(plan.options, plan.setting, plan.budget_bytes);
+  if (!plan.memory.fits(plan.budget_bytes)) plan.advice = advise(asked, plan.setting, plan.budget_bytes);
   if (!ppo || (a.costs.from.empty() && a.costs.accelerator.empty() && a.costs.rates.empty())) return plan;
   assume(plan, concat("responses have ", number(costs.lengths.mean_tokens),
                       " tokens in the mean before rollout.max_new_tokens cuts them"));

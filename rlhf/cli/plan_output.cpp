@@ -52,10 +52,15 @@ void print_line(const std::string& name, const std::vector<std::string>& cells) 
   std::cout << out.str() << "\n";
 }
 
+bool recomputes(const Plan& plan) {
+  return recompute_of(plan.options.memory.recompute) == Recompute::kLayers;
+}
+
 void print_memory(const Plan& plan) {
   const bool fits = plan.memory.fits(plan.budget_bytes);
   std::cout << "memory of a device over an iteration, budget " << memory_text(plan.budget_bytes) << " of "
             << memory_text(plan.setting.machine_bytes) << (fits ? "" : " (least needs: it does not fit)")
+            << (recomputes(plan) ? "; layers are computed again for backward (memory.recompute)" : "")
             << "\n";
   std::vector<std::string> header;
   for (const Phase phase : kAllPhases) header.emplace_back(to_string(phase));
@@ -127,6 +132,7 @@ nlohmann::ordered_json to_json(const Plan& plan) {
               {"devices", plan.setting.devices},
               {"sharding", to_string(plan.setting.sharding)},
               {"longest_prompt", plan.setting.longest_prompt},
+              {"recompute", recomputes(plan) ? "layers" : "none"},
               {"assumptions", plan.assumptions}};
   for (std::size_t i = 0; i < plan.memory.tenants.size(); ++i) {
     const PlannedTenant& tenant = plan.memory.tenants[i];

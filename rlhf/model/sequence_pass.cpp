@@ -28,8 +28,8 @@ PassShape PassShape::of(const PackedRows& rows, std::size_t targets) {
 }
 
 template <class T>
-SequencePass<T>::SequencePass(const ModelConfig& config, Compute<T> compute)
-    : config_(config), runner_(config, compute), trunk_store_(config, 1, 0) {}
+SequencePass<T>::SequencePass(const ModelConfig& config, Compute<T> compute, Recompute recompute)
+    : config_(config), recompute_(recompute), runner_(config, compute), trunk_store_(config, 1, 0) {}
 
 template <class T>
 std::int64_t SequencePass<T>::chunk_rows() const {
@@ -79,17 +79,47 @@ const T* SequencePass<T>::forward(const DecoderWeights<T>& weights, const Packed
   trunk_store_.reserve_discard(packed.num_blocks());
   for (std::int64_t l = begin; l < kept_from; ++l)
     runner_.forward_layers(weights, packed.rows(), l, l + 1, trunk_store_, l, x_.data(), nullptr);
-  if (kept_from < L) {
-    if (store_layers_ != L - kept_from) {
-      store_layers_ = L - kept_from;
-      store_ = KvStore<T>(config_, store_layers_, packed.num_blocks());
-    }
-    store_.reserve_discard(packed.num_blocks());
-    runner_.forward_layers(weights, packed.rows(), kept_from, L, store_, kept_from, x_.data(), &activations_);
-  }
+  if (kept_from < L) forward_trained_layers(weights, packed, kept_from);
   runner_.final_norm(weights, rows, x_.data(), hidden_.data(), mean_.data(), rstd_.data());
   if (keep == Keep::kForBackward) clear_hidden_gradient();
   return hidden_.data();
+}
+
+// Layers [first, L) on x_, so that backward may follow.
+template <class T>
+void SequencePass<T>::forward_trained_layers(const DecoderWeights<T>& weights, const PackedRows& packed,
+                                             std::int64_t first) {
+  const std::int64_t L = config_.num_layers, elements = packed.rows().size() * config_.hidden_size;
+  const std::int64_t stored = recompute_ == Recompute::kLayers ? 1 : L - first;
+  if (store_layers_ != stored) {
+    store_layers_ = stored;
+    store_ = KvStore<T>(config_, stored, packed.num_blocks());
+  }
+  store_.reserve_discard(packed.num_blocks());
+  if (recompute_ == Recompute::kNone)
+    return runner_.forward_layers(weights, packed.rows(), first, L, store_, first, x_.data(), &activations_);
+  inputs_.resize(std::max(inputs_.size(), to_size(L - first)));
+  for (std::int64_t l = first; l < L; ++l) {
+    Buffer<T>& input = inputs_[to_size(l - first)];
+    input.reserve_discard(to_size(elements));
+    std::copy_n(x_.data(), elements, input.data());
+    runner_.forward_layers(weights, packed.rows(), l, l + 1, store_, l, x_.data(), nullptr);
+  }
+}
+
+// Backward of layers [first, L) on dx_.
+template <class T>
+void SequencePass<T>::backward_trained_layers(const DecoderWeights<T>& weights, const PackedRows& packed,
+                                              std::int64_t first) {
+  const std::int64_t L = config_.num_layers, elements = packed.rows().size() * config_.hidden_size;
+  if (recompute_ == Recompute::kNone)
+    return runner_.backward_layers(weights, packed, first, L, store_, first, dx_.data(), activations_);
+  layer_x_.reserve_discard(to_size(elements));
+  for (std::int64_t l = L - 1; l >= first; --l) {
+    std::copy_n(inputs_[to_size(l - first)].data(), elements, layer_x_.data());
+    runner_.forward_layers(weights, packed.rows(), l, l + 1, store_, l, layer_x_.data(), &activations_);
+    runner_.backward_layers(weights, packed, l, l + 1, store_, l, dx_.data(), activations_);
+  }
 }
 
 template <class T>
@@ -172,22 +202,33 @@ void SequencePass<T>::add_logits_gradient(const DecoderWeights<T>& weights,
     runner_.compute().table().add(dhidden_.data() + chunk[to_size(i)].row * D, dgathered_.data() + i * D, D);
 }
 
+// Calls fn(first, count) for chunks of `rows` while their logits are in logits_.
+template <class T>
+template <class Fn>
+void SequencePass<T>::for_logits_chunks(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
+                                        const Fn& fn) {
+  std::vector<TokenTarget> targets;
+  for (const std::int64_t row : rows) targets.push_back({row, 0});
+  cached_chunk_ = nullptr;
+  const auto chunk = to_size(chunk_rows());
+  for (std::size_t begin = 0; begin < rows.size(); begin += chunk) {
+    const auto part =
+        std::span<const TokenTarget>(targets).subspan(begin, std::min(chunk, rows.size() - begin));
+    chunk_logits(weights, part);
+    fn(begin, part);
+  }
+}
+
 template <class T>
 void SequencePass<T>::distributions_backward(const DecoderWeights<T>& weights,
                                              std::span<const std::int64_t> rows,
                                              const ToGradient& to_gradient) {
-  const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
+  const std::int64_t V = config_.vocab_size;
   const double cap = config_.final_softcap;
-  std::vector<TokenTarget> targets;
-  for (const std::int64_t row : rows) targets.push_back({row, 0});
-  cached_chunk_ = nullptr;
-  for (std::size_t begin = 0; begin < rows.size(); begin += to_size(chunk)) {
-    const auto part =
-        std::span<const TokenTarget>(targets).subspan(begin, std::min(to_size(chunk), rows.size() - begin));
-    chunk_logits(weights, part);
+  for_logits_chunks(weights, rows, [&](std::size_t begin, std::span<const TokenTarget> part) {
     runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
       T* logits = logits_.data() + i * V;
-      const auto row = runner_.compute().table().logits_row(logits, V, 1, config_.final_softcap, 0);
+      const auto row = runner_.compute().table().logits_row(logits, V, 1, cap, 0);
       std::vector<T> log_probs(to_size(V));
       for (std::int64_t v = 0; v < V; ++v)
         log_probs[to_size(v)] = static_cast<T>(static_cast<double>(logits[v]) - row.lse);
@@ -199,29 +240,23 @@ void SequencePass<T>::distributions_backward(const DecoderWeights<T>& weights,
       }
     });
     add_logits_gradient(weights, part);
-  }
+  });
 }
 
 template <class T>
 void SequencePass<T>::log_distributions(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
                                         std::span<T> out) {
-  const std::int64_t V = config_.vocab_size, chunk = chunk_rows();
+  const std::int64_t V = config_.vocab_size;
   RLHF_CHECK(out.size() == rows.size() * to_size(V), "log_distributions: room for ", out.size(),
              " numbers, needed ", rows.size() * to_size(V));
-  std::vector<TokenTarget> targets;
-  for (const std::int64_t row : rows) targets.push_back({row, 0});
-  cached_chunk_ = nullptr;
-  for (std::size_t begin = 0; begin < rows.size(); begin += to_size(chunk)) {
-    const auto part =
-        std::span<const TokenTarget>(targets).subspan(begin, std::min(to_size(chunk), rows.size() - begin));
-    chunk_logits(weights, part);
+  for_logits_chunks(weights, rows, [&](std::size_t begin, std::span<const TokenTarget> part) {
     runner_.compute().for_rows(static_cast<std::int64_t>(part.size()), 20 * V, [&](std::int64_t i) {
       T* logits = logits_.data() + i * V;
       const auto row = runner_.compute().table().logits_row(logits, V, 1, config_.final_softcap, 0);
       T* to = out.data() + (static_cast<std::int64_t>(begin) + i) * V;
       for (std::int64_t v = 0; v < V; ++v) to[v] = static_cast<T>(static_cast<double>(logits[v]) - row.lse);
     });
-  }
+  });
 }
 
 namespace {
@@ -276,14 +311,13 @@ void SequencePass<T>::backward(const DecoderWeights<T>& weights, const PackedRow
                                rstd_.data(), dx_.data(), weights.final_norm.dweight, weights.final_norm.dbias,
                                rows, D, config_.norm == NormKind::kLayer, config_.norm_plus_one});
   if (first >= config_.num_layers) return;
-  runner_.backward_layers(weights, packed, first, config_.num_layers, store_, first, dx_.data(),
-                          activations_);
+  backward_trained_layers(weights, packed, first);
   if (weights.embedding_trainable) runner_.backward_embed(weights, packed.rows(), dx_.data());
 }
 
 template <class T>
 std::size_t SequencePass<T>::activation_bytes(const ModelConfig& config, const PassShape& shape,
-                                              std::int64_t kept_layers) {
+                                              std::int64_t kept_layers, Recompute recompute) {
   const std::int64_t D = config.hidden_size, q = config.query_width(), kv = config.kv_width();
   const std::int64_t qkv = q + 2 * kv, F = config.intermediate_size, M = config.gated_mlp ? 2 * F : F;
   const bool trains = kept_layers > 0;
@@ -293,11 +327,15 @@ std::size_t SequencePass<T>::activation_bytes(const ModelConfig& config, const P
   const std::int64_t per_layer =
       2 * D + 2 * q + M + config.num_heads + 4 + (config.qk_norm ? qkv : 0) + (config.post_norms ? 2 * D : 0);
   const std::int64_t per_block = 2 * kv * kernels::kBlockTokens;
-  // K/V of one frozen layer at a time, of all kept ones, and the gradient of one.
-  const std::int64_t stored_layers = 1 + kept_layers + (trains ? 1 : 0);
+  const bool again = trains && recompute == Recompute::kLayers;
+  if (again) per_row += (kept_layers + 1) * D;  // the layers' inputs, and the one that is computed again
+  const std::int64_t whole_layers = again ? 1 : kept_layers;
+  // K/V of one frozen layer at a time, of all layers that are there as a whole, and the gradient of one.
+  const std::int64_t stored_layers = 1 + whole_layers + (trains ? 1 : 0);
   const std::int64_t chunk = std::min(shape.targets, logits_chunk_rows<T>(config));
   const std::int64_t rope = config.learned_positions ? 0 : std::max<std::int64_t>(256, shape.rows);
-  return to_size(shape.rows * (per_row + kept_layers * per_layer) + shape.blocks * per_block * stored_layers +
+  return to_size(shape.rows * (per_row + whole_layers * per_layer) +
+                 shape.blocks * per_block * stored_layers +
                  chunk * (config.vocab_size + (trains ? 2 : 1) * D) + rope * config.head_dim) *
          sizeof(T);
 }
@@ -306,8 +344,9 @@ template <class T>
 std::size_t SequencePass<T>::held_bytes() const {
   std::size_t total = trunk_store_.bytes() + store_.bytes() + logits_.bytes() + runner_.scratch_bytes();
   for (const Buffer<T>* b :
-       {&trunk_, &x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_, &dgathered_})
+       {&trunk_, &x_, &layer_x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_, &dgathered_})
     total += b->bytes();
+  for (const Buffer<T>& b : inputs_) total += b.bytes();
   for (const LayerActivations<T>& a : activations_) total += a.bytes();
   return total;
 }
@@ -318,8 +357,9 @@ void SequencePass<T>::release() {
   store_ = {};
   store_layers_ = 0;
   activations_.clear();
-  for (Buffer<T>* b :
-       {&trunk_, &x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_, &dgathered_, &logits_})
+  inputs_.clear();
+  for (Buffer<T>* b : {&trunk_, &x_, &layer_x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_,
+                       &dgathered_, &logits_})
     *b = {};
   runner_.release_scratch();
   cached_chunk_ = nullptr;

@@ -15,6 +15,12 @@ struct TokenTarget {
   TokenId target = 0;
 };
 
+/// What a forward pass keeps of each trained layer for backward.
+enum class Recompute {
+  kNone,    ///< all that backward needs
+  kLayers,  ///< its input; the rest is computed again, with the same bits: a third more work
+};
+
 /// What the memory of a pass depends on.
 struct PassShape {
   std::int64_t rows = 0;     ///< tokens, common heads counted once
@@ -32,7 +38,9 @@ struct PassShape {
 template <class T>
 class SequencePass {
  public:
-  SequencePass(const ModelConfig& config, Compute<T> compute);
+  SequencePass(const ModelConfig& config, Compute<T> compute, Recompute recompute = Recompute::kNone);
+
+  Recompute recompute() const { return recompute_; }
 
   /// Runs `rows` through the layers that `weights` does not train (all layers when nothing is trained) and
   /// keeps the result, so that models that share this trunk (actor, critic, reference) can each run `forward`
@@ -83,7 +91,7 @@ class SequencePass {
   /// Bytes that a pass takes when the activations of `kept_layers` layers are kept for backward (0 = it only
   /// scores). Adapters' few numbers a row are left out.
   static std::size_t activation_bytes(const ModelConfig& config, const PassShape& shape,
-                                      std::int64_t kept_layers);
+                                      std::int64_t kept_layers, Recompute recompute = Recompute::kNone);
   /// Bytes held now: those of the largest passes so far, buffer by buffer.
   std::size_t held_bytes() const;
   /// Gives all buffers back; what the last forward has kept is lost.
@@ -93,14 +101,20 @@ class SequencePass {
   std::int64_t chunk_rows() const;
   void add_logits_gradient(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk);
   void chunk_logits(const DecoderWeights<T>& weights, std::span<const TokenTarget> chunk);
+  template <class Fn>
+  void for_logits_chunks(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows, const Fn& fn);
   void clear_hidden_gradient();
+  void forward_trained_layers(const DecoderWeights<T>& weights, const PackedRows& rows, std::int64_t first);
+  void backward_trained_layers(const DecoderWeights<T>& weights, const PackedRows& rows, std::int64_t first);
 
   ModelConfig config_;
+  Recompute recompute_;
   DecoderRunner<T> runner_;
   KvStore<T> trunk_store_, store_;
   std::int64_t store_layers_ = 0;
   std::vector<LayerActivations<T>> activations_;
-  Buffer<T> trunk_, x_, hidden_, mean_, rstd_, dhidden_, dx_;
+  std::vector<Buffer<T>> inputs_;  ///< of the trained layers, where their activations are not kept
+  Buffer<T> trunk_, x_, layer_x_, hidden_, mean_, rstd_, dhidden_, dx_;
   Buffer<T> gathered_, logits_, dgathered_;
   std::vector<kernels::LogitsRow> logits_rows_;
   const TokenTarget* cached_chunk_ = nullptr;  ///< targets whose logits are still in logits_

@@ -178,7 +178,8 @@ class Planner {
     if (!trains()) return;
     const PassShape shape = largest_pass();
     const auto bytes = [&](std::int64_t kept_layers) {
-      const std::uint64_t fp32 = SequencePass<float>::activation_bytes(setting_.model, shape, kept_layers);
+      const std::uint64_t fp32 = SequencePass<float>::activation_bytes(
+          setting_.model, shape, kept_layers, recompute_of(options_.memory.recompute));
       return BytesPredictor().predict(fp32 / sizeof(float) * setting_.sizes.activation);
     };
     const std::uint64_t score = bytes(0),
@@ -276,6 +277,17 @@ std::string MemoryPlan::list_of_needs() const {
     if (need.reclaimable() > 0) list += concat(" (wants ", memory_text(need.wanted), ")");
   }
   return list;
+}
+
+Recompute recompute_of(RecomputeChoice choice) {
+  return choice == RecomputeChoice::kLayers ? Recompute::kLayers : Recompute::kNone;
+}
+
+RunOptions with_recompute_chosen(RunOptions options, const PlanSetting& setting, std::uint64_t budget_bytes) {
+  if (options.memory.recompute != RecomputeChoice::kAuto) return options;
+  options.memory.recompute = RecomputeChoice::kNone;
+  if (!plan_memory(options, setting).fits(budget_bytes)) options.memory.recompute = RecomputeChoice::kLayers;
+  return options;
 }
 
 MemoryPlan plan_memory(const RunOptions& options, const PlanSetting& setting) {

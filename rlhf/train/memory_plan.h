@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rlhf/model/model_config.h"
+#include "rlhf/model/sequence_pass.h"
 #include "rlhf/train/run_options.h"
 
 namespace rlhf {
@@ -79,6 +80,11 @@ struct MemoryPlan {
   /// "\n  12 MiB  policy weights ..." of the phase that needs most.
   std::string list_of_needs() const;
 };
+
+/// What passes do under a choice that is made; kAuto = none.
+Recompute recompute_of(RecomputeChoice choice);
+/// Makes the choice of `memory.recompute: auto`: layers only where the run does not fit the budget otherwise.
+RunOptions with_recompute_chosen(RunOptions options, const PlanSetting& setting, std::uint64_t budget_bytes);
 
 /// Plans the memory of a run: a function of its options, no model and no data needed. For a run with the
 /// stage ppo the phases are those of its iterations; other stages have the same tenants as far as they use

@@ -18,7 +18,7 @@ OnlinePreference::OnlinePreference(LanguageModel& policy, const Parameters<float
       context_(context),
       policy_(policy.parameters()),
       reference_(reference),
-      pass_(policy.config(), context.compute),
+      pass_(policy.config(), context.compute, context.recompute),
       loss_(options.loss, options.max_tokens_per_micro_batch, pass_),
       optimizer_(options.optimizer, policy_.trainable().size()),
       sampler_(kStage, policy, reward_model, data, rollout, options.sampler, context) {

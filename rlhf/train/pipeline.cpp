@@ -55,6 +55,7 @@ StageContext Pipeline::context() {
   context.replay_step = settings_.replay_step;
   context.fingerprint = settings_.fingerprint;
   context.memory_budget = memory_budget_;
+  context.recompute = recompute_;
   context.max_blocks = max_blocks_;
   return context;
 }
@@ -70,7 +71,9 @@ void Pipeline::plan_memory() {
                             teacher_ ? std::optional(teacher_->config()) : std::nullopt};
   memory_budget_ = options_.memory.budget.resolve(setting.machine_bytes);
   require_fit(options_, setting, memory_budget_, "memory.budget");
-  const MemoryPlan plan = rlhf::plan_memory(options_, setting);
+  const RunOptions chosen = with_recompute_chosen(options_, setting, memory_budget_);
+  recompute_ = recompute_of(chosen.memory.recompute);
+  const MemoryPlan plan = rlhf::plan_memory(chosen, setting);
   std::string list;
   std::uint64_t total = 0;
   for (std::size_t i = 0; i < plan.tenants.size(); ++i) {
@@ -85,9 +88,11 @@ void Pipeline::plan_memory() {
     const auto held = plan.held(phase, memory_budget_);
     total = std::max(total, std::accumulate(held.begin(), held.end(), std::uint64_t{0}));
   }
-  observer_.message(LogLevel::kInfo, concat("memory: at most ", memory_text(total), " of a budget of ",
-                                            memory_text(memory_budget_), list));
-  max_blocks_ = blocks_under(options_, setting, memory_budget_);
+  observer_.message(
+      LogLevel::kInfo,
+      concat("memory: at most ", memory_text(total), " of a budget of ", memory_text(memory_budget_),
+             recompute_ == Recompute::kLayers ? ", with layers computed again for backward" : "", list));
+  max_blocks_ = blocks_under(chosen, setting, memory_budget_);
 }
 
 // Two runs must not mix: what an earlier one left is continued, deleted or in the way.

@@ -86,6 +86,7 @@ class Pipeline {
   std::vector<std::pair<std::string, std::uint64_t>> memory_;
   std::vector<std::string> warnings_;
   std::uint64_t memory_budget_ = 0;
+  Recompute recompute_ = Recompute::kNone;
   std::int64_t max_blocks_ = 0;
   bool final_is_worse_ = false;
 };

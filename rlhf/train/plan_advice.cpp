@@ -17,8 +17,6 @@ struct Variant {
   RunOptions options;
   PlanSetting setting;
   std::vector<std::pair<std::string, std::string>> changes;
-
-  std::uint64_t minimum_bytes() const { return plan_memory(options, setting).minimum_bytes(); }
 };
 
 // The largest value in [low, high] that passes, when smaller ones pass more easily.
@@ -77,7 +75,8 @@ class Adviser {
     Variant no_trunk = start_;
     no_trunk.options.ppo.trunk_cache = {};
     no_trunk.changes.emplace_back("ppo.trunk_cache", "0");
-    if (no_trunk.minimum_bytes() < start_.minimum_bytes()) try_with_smaller_passes(no_trunk);
+    if (minimum_bytes(no_trunk) < minimum_bytes(start_)) try_with_smaller_passes(no_trunk);
+    try_recompute();
     if (start_.setting.devices > 1) try_sharding(start_);
     if (start_.options.schedule.staleness() > 0) try_on_policy(start_);
     for (const auto& way : {&Adviser::try_fewer_layers, &Adviser::try_adapters}) {
@@ -90,9 +89,13 @@ class Adviser {
   }
 
  private:
-  bool fits(const Variant& variant) const { return variant.minimum_bytes() <= budget_; }
+  std::uint64_t minimum_bytes(const Variant& variant) const {
+    return plan_memory(with_recompute_chosen(variant.options, variant.setting, budget_), variant.setting)
+        .minimum_bytes();
+  }
+  bool fits(const Variant& variant) const { return minimum_bytes(variant) <= budget_; }
 
-  void accept(const Variant& variant) { advice_.push_back({variant.changes, variant.minimum_bytes()}); }
+  void accept(const Variant& variant) { advice_.push_back({variant.changes, minimum_bytes(variant)}); }
 
   bool can_shard() const {
     return start_.setting.devices > 1 && start_.setting.sharding < Sharding::kWeights;
@@ -121,6 +124,14 @@ class Adviser {
     const auto tokens = largest(2, most, [&](std::int64_t t) { return fits(capped(t)); });
     if (tokens) accept(capped(*tokens));
     return tokens.has_value();
+  }
+
+  // Where it was excluded; `auto` has it in every variant that needs it.
+  void try_recompute() {
+    Variant again = start_;
+    again.options.memory.recompute = RecomputeChoice::kLayers;
+    again.changes.emplace_back("memory.recompute", "layers");
+    if (minimum_bytes(again) < minimum_bytes(start_)) try_with_smaller_passes(again);
   }
 
   void try_sharding(Variant variant) {
@@ -249,7 +260,7 @@ BatchLimits batch_limits(const RunOptions& options, const PlanSetting& setting, 
 
 void require_fit(const RunOptions& options, const PlanSetting& setting, std::uint64_t budget_bytes,
                  const std::string& key) {
-  const MemoryPlan plan = plan_memory(options, setting);
+  const MemoryPlan plan = plan_memory(with_recompute_chosen(options, setting, budget_bytes), setting);
   if (plan.fits(budget_bytes)) return;
   std::string advice;
   for (const Advice& way : advise(options, setting, budget_bytes)) advice += "\n  " + to_string(way);

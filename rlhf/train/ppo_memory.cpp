@@ -87,7 +87,8 @@ void PpoMemory::acquire_pass(const PassShape& shape, std::int64_t kept_layers) {
     held_shape_ = {std::max(held_shape_.rows, shape.rows), std::max(held_shape_.blocks, shape.blocks),
                    std::max(held_shape_.targets, shape.targets)};
     held_layers_ = std::max(held_layers_, kept_layers);
-    formula_bytes_ = SequencePass<float>::activation_bytes(model_, held_shape_, held_layers_);
+    formula_bytes_ =
+        SequencePass<float>::activation_bytes(model_, held_shape_, held_layers_, pass_.recompute());
     return predictor().predict(formula_bytes_);
   };
   const std::uint64_t bytes = needed();

@@ -52,7 +52,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
       reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
       judges{data, reward, options.reward_model_weight},
       policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size()),
-      pass(policy.config(), context.compute) {
+      pass(policy.config(), context.compute, context.recompute) {
   check_inputs(frozen, data, options);
   if (options.algorithm.distillation.coefficient > 0) teacher.emplace(*frozen.teacher, context.compute);
   const auto scheduling = schedule.make_policy();

@@ -54,7 +54,7 @@ PreferenceStage::PreferenceStage(LanguageModel& policy, const TaskData& data,
       context_(context),
       policy_(policy.parameters()),
       data_(data),
-      pass_(policy.config(), context.compute),
+      pass_(policy.config(), context.compute, context.recompute),
       loss_(pair_loss_options(options), options.max_tokens_per_micro_batch, pass_) {
   const std::int64_t longest = policy.config().max_positions;
   check_pairs(data.train_pairs, "training", longest);

@@ -90,7 +90,7 @@ PairAccuracy evaluate_pairs(Pass& pass, const DecoderWeights<float>& weights, co
 void run_reward_model(Parameters<float>& reward, const std::vector<TrainingPair>& train,
                       const RewardModelOptions& options, const StageContext& context) {
   RLHF_CHECK(!train.empty(), "reward: there are no pairs");
-  Pass pass(reward.config(), context.compute);
+  Pass pass(reward.config(), context.compute, context.recompute);
   run_steps(reward, reward_plan(options, train.size()), context,
             [&](const std::vector<std::size_t>& items, std::int64_t) {
               std::vector<std::span<const TokenId>> sequences;

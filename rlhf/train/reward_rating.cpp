@@ -94,7 +94,7 @@ void run_reward_rating(Parameters<float>& reward, const std::vector<RatedExample
                        const RewardReading& reading, const RewardModelOptions& options,
                        const StageContext& context) {
   RLHF_CHECK(!train.empty(), "reward: there are no rated answers");
-  Pass pass(reward.config(), context.compute);
+  Pass pass(reward.config(), context.compute, context.recompute);
   run_steps(reward, reward_plan(options, train.size()), context,
             [&](const std::vector<std::size_t>& items, std::int64_t) {
               std::vector<std::span<const TokenId>> sequences;

@@ -216,11 +216,21 @@ struct EvalSection {
   }
 };
 
+enum class RecomputeChoice { kAuto, kNone, kLayers };
+
 struct MemorySection {
   config::MemorySize budget{0, 90.0};
+  RecomputeChoice recompute = RecomputeChoice::kAuto;
+
   template <class V>
   void visit_fields(V& v) {
     v.field("budget", budget, "Bytes the run may hold (6GiB), or a share of the machine's memory (80%)");
+    v.choice("recompute", recompute,
+             {{"auto", RecomputeChoice::kAuto},
+              {"none", RecomputeChoice::kNone},
+              {"layers", RecomputeChoice::kLayers}},
+             "What training keeps of a layer: none: all that backward needs; layers: its input, and computes "
+             "it again, a third more work; auto: layers where the budget is too small for none");
   }
 };
 

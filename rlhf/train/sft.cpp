@@ -14,7 +14,7 @@ void run_sft(LanguageModel& model, const std::vector<TrainingExample>& examples,
                ": an example has ", example.tokens.size(), " tokens, the model's context is ",
                model.config().max_positions);
   Parameters<float>& parameters = model.parameters();
-  SequencePass<float> pass(model.config(), context.compute);
+  SequencePass<float> pass(model.config(), context.compute, context.recompute);
   TrainingPlan plan{stage};
   plan.num_items = examples.size();
   plan.items_per_step = options.examples_per_step;

@@ -12,6 +12,7 @@
 #include "rlhf/core/log.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/memory/arbiter.h"
+#include "rlhf/model/sequence_pass.h"
 #include "rlhf/report/metrics_writer.h"
 #include "rlhf/schedule/trace.h"
 
@@ -57,6 +58,7 @@ struct StageContext {
   std::string fingerprint;  ///< of the configuration; a checkpoint of another one is refused
   /// Bytes that weights, optimizer states, caches and buffers may take together.
   std::uint64_t memory_budget = MemoryArbiter::kUnlimited;
+  Recompute recompute = Recompute::kNone;  ///< of training passes
   /// K/V blocks that a generator gets at most: what the budget leaves it.
   std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();
 

@@ -66,7 +66,8 @@ TEST_CASE("the plan of a run is what its process holds, with plenty and with lit
   }
   // One byte less than the least is refused, and what is advised is enough.
   const std::string too_little = "memory.budget=" + std::to_string(static_cast<long>(minimum) - 1);
-  const Result refused = program.run({"train", "run.yaml", "--set", too_little});
+  const std::string keep = "memory.recompute=none";
+  const Result refused = program.run({"train", "run.yaml", "--set", too_little, "--set", keep});
   CHECK(refused.code == 1);
   CHECK_THAT(refused.err, ContainsSubstring("the run needs at least") &&
                               ContainsSubstring("policy optimizer") &&
@@ -74,7 +75,11 @@ TEST_CASE("the plan of a run is what its process holds, with plenty and with lit
                               ContainsSubstring("ppo.max_tokens_per_micro_batch: "));
   const auto at = refused.err.find("  memory.budget: ") + 17;
   const std::string advised = refused.err.substr(at, refused.err.find('\n', at) - at);
-  CHECK(program.run({"plan", "run.yaml", "--set", "memory.budget=" + advised}).code == 0);
+  CHECK(program.run({"plan", "run.yaml", "--set", "memory.budget=" + advised, "--set", keep}).code == 0);
+  // Layers that are computed again make room by themselves.
+  const auto layers = plan(program, {"run.yaml", "--set", too_little}, 0);
+  CHECK(layers["recompute"] == "layers");
+  CHECK(program.run({"train", "run.yaml", "--set", too_little, "--overwrite"}).code == 0);
 }
 
 TEST_CASE("models and devices that are not here are planned") {

@@ -45,9 +45,10 @@ struct Model {
   ThreadPool pool{2};
   SequencePass<double> pass;
 
-  explicit Model(const std::filesystem::path& directory)
-      : parameters(load_model_config(directory), {}, nullptr),
-        pass(parameters.config(), Compute<double>(pool, kernels::detect_cpu_isa())) {
+  explicit Model(const std::filesystem::path& directory, const TrainableOptions& trainable = {},
+                 Recompute recompute = Recompute::kNone)
+      : parameters(load_model_config(directory), trainable, nullptr),
+        pass(parameters.config(), Compute<double>(pool, kernels::detect_cpu_isa()), recompute) {
     parameters.load(*WeightFile::open(directory));
   }
   // Log-probs of all next tokens of the packed sequences; adds the gradient of their sum, each weighted by
@@ -102,6 +103,32 @@ TEST_CASE("a pass over common heads equals separate passes") {
       CHECK(worst < 1e-11);  // sums of a few hundred terms in another order
     }
   }
+}
+
+TEST_CASE("layers that are computed again give the same bits") {
+  TrainableOptions last_layer;
+  last_layer.mode = TrainableMode::kLastLayers;
+  last_layer.last_layers = 1;
+  TrainableOptions adapters;
+  adapters.mode = TrainableMode::kLora;
+  for (const char* name :
+       {"model_llama_gqa_untied", "model_qwen3", "model_gemma2", "model_gpt2", "model_mistral"})
+    for (const TrainableOptions& trainable : {TrainableOptions(), last_layer, adapters}) {
+      const bool fused = name == std::string("model_gpt2");
+      if (trainable.mode == TrainableMode::kLora && fused) continue;  // its projections have other names
+      const auto folder = std::filesystem::path(RLHF_SOURCE_DIR) / "tests" / "golden" / name;
+      Model kept(folder, trainable), again(folder, trainable, Recompute::kLayers);
+      // Passes of several sizes with the same buffers.
+      for (std::uint64_t seed = 1; seed <= 3; ++seed) {
+        INFO(name << ", " << kept.parameters.trainable().size() << " weights trained, seed " << seed);
+        const Sequences sequences = make_sequences(seed, 3 + 3 * (seed % 3));
+        CHECK(again.run(sequences, 1) == kept.run(sequences, 1));
+        CHECK(std::ranges::equal(again.parameters.gradient(), kept.parameters.gradient()));
+      }
+      CHECK(std::ranges::any_of(kept.parameters.gradient(), [](double g) { return g != 0; }));
+      if (kept.parameters.weights().first_trainable_layer == 0)
+        CHECK(again.pass.held_bytes() < kept.pass.held_bytes());
+    }
 }
 
 TEST_CASE("equal tokens behind equal heads have one row, and nothing else has") {

@@ -102,6 +102,20 @@ TEST_CASE("under a tight budget the peak stays below it and the run is the same 
   }
 }
 
+TEST_CASE("a run that computes layers again is the same run, and its passes take less") {
+  const TinyData data;
+  const std::vector<std::string> every_stage = {"stages=[sft, reward, ppo, eval]"};
+  const Attempt kept =
+      attempt(data.options("kept", with(every_stage, {"memory.recompute=none"})), Start::kFresh);
+  const Attempt again =
+      attempt(data.options("again", with(every_stage, {"memory.recompute=layers"})), Start::kFresh);
+  CHECK((final_policy(data, "again") == final_policy(data, "kept")));
+  CHECK(files_below(data.path("again") / "samples") == files_below(data.path("kept") / "samples"));
+  CHECK(largest_over_steps(again, "memory/peak_bytes/activations") <
+        largest_over_steps(kept, "memory/peak_bytes/activations"));
+  CHECK(largest_over_steps(again, "memory/prediction_overruns") == 0);
+}
+
 TEST_CASE("a pass that cannot fit is told with the key that would help") {
   const TinyData data;
   const RunOptions options = data.options("x");

@@ -103,13 +103,15 @@ TEST_CASE("the formula of a pass is what its buffers take") {
   shape.hidden_size = 32;
   shape.kv_heads = 2;
   shape.intermediate_size = 80;
-  for (const std::int64_t last_layers : {1, 3}) {
+  for (const auto& [last_layers, recompute] : {std::pair<std::int64_t, Recompute>{1, Recompute::kNone},
+                                               {3, Recompute::kNone},
+                                               {3, Recompute::kLayers}}) {
     TrainableOptions trainable;
     trainable.mode = TrainableMode::kLastLayers;
     trainable.last_layers = last_layers;
     LanguageModel model = LanguageModel::create(shape, trainable, 1);
     ThreadPool pool(1);
-    SequencePass<float> pass(model.config(), Compute<float>(pool, kernels::detect_cpu_isa()));
+    SequencePass<float> pass(model.config(), Compute<float>(pool, kernels::detect_cpu_isa()), recompute);
     const std::int64_t first = model.parameters().weights().first_trainable_layer;
     for (const std::size_t length : {5, 64, 200, 310}) {
       const std::vector<TokenId> tokens(length, 7);
@@ -131,8 +133,9 @@ TEST_CASE("the formula of a pass is what its buffers take") {
           pass.backward(weights, rows);
         }
         const double formula = static_cast<double>(SequencePass<float>::activation_bytes(
-            model.config(), PassShape::of(rows, targets.size()), trains ? last_layers : 0));
-        INFO(length << " tokens, " << last_layers << " layers, trains " << trains);
+            model.config(), PassShape::of(rows, targets.size()), trains ? last_layers : 0, recompute));
+        INFO(length << " tokens, " << last_layers << " layers, trains " << trains << ", again "
+                    << (recompute == Recompute::kLayers));
         CHECK(static_cast<double>(pass.held_bytes()) <= 1.02 * formula);
         CHECK(static_cast<double>(pass.held_bytes()) >= 0.8 * formula);
       };
@@ -234,7 +237,7 @@ TEST_CASE("advice fits, and the largest values it names are the largest") {
             overrides.push_back(key + "=" +
                                 (tokens ? std::to_string(std::stoll(value) + more_tokens) : value));
         }
-        return plan_memory(grpo(overrides), changed).fits(budget);
+        return plan_memory(with_recompute_chosen(grpo(overrides), changed, budget), changed).fits(budget);
       };
       CHECK(fits(0));
       if (way.changes.back().first.ends_with("max_tokens_per_micro_batch") &&
@@ -242,6 +245,34 @@ TEST_CASE("advice fits, and the largest values it names are the largest") {
         CHECK_FALSE(fits(1));
     }
   }
+}
+
+TEST_CASE("layers are computed again only where the budget asks for it") {
+  const RunOptions options = grpo();
+  const PlanSetting setting = setting_of("7.6e9,28,3584,512", 8, Sharding::kWeights);
+  const auto least = [&](RecomputeChoice choice) {
+    RunOptions chosen = options;
+    chosen.memory.recompute = choice;
+    return plan_memory(chosen, setting).minimum_bytes();
+  };
+  const std::uint64_t none = least(RecomputeChoice::kNone), layers = least(RecomputeChoice::kLayers);
+  REQUIRE(layers < none);
+  const auto chosen = [&](std::uint64_t budget, RecomputeChoice from) {
+    RunOptions run = options;
+    run.memory.recompute = from;
+    return with_recompute_chosen(run, setting, budget).memory.recompute;
+  };
+  CHECK(chosen(none, RecomputeChoice::kAuto) == RecomputeChoice::kNone);
+  CHECK(chosen(none - 1, RecomputeChoice::kAuto) == RecomputeChoice::kLayers);
+  CHECK(chosen(layers - 1, RecomputeChoice::kAuto) == RecomputeChoice::kLayers);
+  CHECK(chosen(none - 1, RecomputeChoice::kNone) == RecomputeChoice::kNone);
+  // Who has excluded it is told that it would help.
+  RunOptions excluded = options;
+  excluded.memory.recompute = RecomputeChoice::kNone;
+  const auto advice = advise(excluded, setting, layers);
+  CHECK(std::ranges::any_of(advice, [](const Advice& way) {
+    return way.changes == decltype(way.changes){{"memory.recompute", "layers"}};
+  }));
 }
 
 TEST_CASE("batch limits are the last values that fit") {
