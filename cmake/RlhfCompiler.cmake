@@ -1,6 +1,10 @@
 # Compile flags that are private to this project's own targets.
 add_library(rlhf_private_flags INTERFACE)
 target_compile_options(rlhf_private_flags INTERFACE -Wall -Wextra -Wno-unknown-pragmas)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12
+   AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 14)
+  target_compile_options(rlhf_private_flags INTERFACE -Wno-restrict)  # false alarms in std::string (GCC bug 105651)
+endif()
 if(RLHF_WARNINGS_AS_ERRORS)
   target_compile_options(rlhf_private_flags INTERFACE -Werror)
 endif()

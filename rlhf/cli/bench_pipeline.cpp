@@ -6,6 +6,7 @@
 #include <set>
 
 #include "rlhf/cli/bench.h"
+#include "rlhf/cli/prediction.h"
 #include "rlhf/cli/verbs.h"
 #include "rlhf/cli/work_package.h"
 #include "rlhf/config/reader.h"
@@ -16,15 +17,25 @@ namespace rlhf::cli {
 namespace {
 
 struct BenchPipelineArguments {
-  std::string work, mode;
+  std::string work, mode, schedule = "serial";
   std::int64_t response_tokens = 0, batch = 32, ppo_epochs = 4, mini_batches = 0, group_size = 0;
-  std::int64_t iterations = 3, warmup = 1;
+  std::int64_t iterations = 3, warmup = 1, last_layers = 0;
   std::int64_t micro_batch_tokens = PpoStageOptions().max_tokens_per_micro_batch;
   int threads = 0;
+  bool recompute = false;
 
   std::int64_t all_iterations() const { return warmup + iterations; }
   bool natural() const { return mode == "natural"; }
   bool groups() const { return group_size > 0; }
+  /// The critic begins as the policy and reads the layers that neither trains.
+  bool shares_trunk() const { return last_layers > 0; }
+  TrainableOptions trainable() const {
+    TrainableOptions options;
+    if (!shares_trunk()) return options;
+    options.mode = TrainableMode::kLastLayers;
+    options.last_layers = last_layers;
+    return options;
+  }
   /// Whose prompt a rollout slot answers.
   std::uint64_t prompt_slot(std::uint64_t slot) const {
     return groups() ? slot / static_cast<std::uint64_t>(group_size) : slot;
@@ -71,7 +82,7 @@ PpoStageOptions stage_options(const BenchPipelineArguments& arguments) {
   options.iterations = arguments.all_iterations();
   options.max_tokens_per_micro_batch = arguments.micro_batch_tokens;
   options.reward_model_weight = arguments.groups() ? 0 : 1;
-  options.critic_init = CriticInit::kReward;
+  options.critic_init = arguments.shares_trunk() ? CriticInit::kPolicy : CriticInit::kReward;
   options.prompt_order = ItemOrder::kGiven;
   options.samples_to_log = 0;
   return options;
@@ -128,12 +139,15 @@ void print(const WorkPackage& work, const BenchPipelineArguments& arguments, con
       {"work", work.folder.string()},
       {"variant", work.variant},
       {"mode", arguments.mode},
+      {"schedule", arguments.schedule},
       {"response_tokens", arguments.response_tokens},
       {"batch", arguments.batch},
       {"group_size", std::max<std::int64_t>(1, arguments.group_size)},
       {"ppo_epochs", arguments.ppo_epochs},
       {"mini_batches", arguments.mini_batches},
       {"micro_batch_tokens", arguments.micro_batch_tokens},
+      {"recompute", arguments.recompute},
+      {"last_layers", arguments.last_layers},
       {"iterations", arguments.iterations},
       {"warmup", arguments.warmup},
       {"samples_per_s", static_cast<double>(arguments.batch * arguments.iterations) / seconds},
@@ -160,13 +174,13 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   RLHF_CHECK(!arguments.natural() || arguments.response_tokens >= 2, "--response-tokens ",
              arguments.response_tokens, ": mode natural needs at least 2");
   const WorkPackage work = load_work_package(arguments.work);
-  LanguageModel policy = LanguageModel::load(work.folder / "policy", {});
+  LanguageModel policy = LanguageModel::load(work.folder / "policy", arguments.trainable());
   check_fits(work, policy.config(), arguments.response_tokens);
   std::optional<LanguageModel> reward, value;
   std::optional<Parameters<float>> reference;
   if (!arguments.groups()) {
     reward = load_scalar_model(work, "reward", policy.config());
-    value = load_scalar_model(work, "value", policy.config());
+    if (!arguments.shares_trunk()) value = load_scalar_model(work, "value", policy.config());
     reference = policy.parameters().frozen_copy();
   }
 
@@ -175,6 +189,7 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   IterationMetrics measured;
   context.observer = &measured;
   context.stop = &stop_flag();
+  if (arguments.recompute) context.recompute = Recompute::kLayers;
   TaskData data;
   data.train_prompts = work.prompts;
   if (arguments.groups()) data.rules.add(std::make_unique<DistinctLetters>(), {});
@@ -183,6 +198,8 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   rollout.max_sequences = arguments.batch;
   const PpoStageOptions options = stage_options(arguments);
   PpoSetting setting{data, rollout, options, context};
+  for (const auto& [name, schedule_mode] : all_modes())
+    if (name == arguments.schedule) setting.schedule.mode = schedule_mode;
   setting.adjust_request = [&](GenerationRequest& request, std::uint64_t slot) {
     StopOptions& stop = request.stop;
     stop.tokens = {work.eos, work.pad};
@@ -191,7 +208,8 @@ void bench_pipeline(BenchPipelineArguments arguments) {
     if (arguments.natural()) stop.forced_last = work.eos;
   };
   FrozenModels frozen;
-  if (!arguments.groups()) frozen = {&*reference, &reward->parameters(), &value->parameters()};
+  if (!arguments.groups())
+    frozen = {&*reference, &reward->parameters(), value ? &value->parameters() : nullptr};
   PpoTrainer trainer(policy, frozen, setting);
   value.reset();  // the critic is a copy
   trainer.run();
@@ -214,6 +232,10 @@ void add_bench_pipeline(CLI::App& bench) {
   verb->add_option("--response-tokens", a->response_tokens, "Tokens of the longest response")
       ->required()
       ->check(at_least(1));
+  std::vector<std::string> modes;
+  for (const auto& [name, schedule_mode] : all_modes()) modes.push_back(name);
+  verb->add_option("--schedule", a->schedule, "schedule.mode of the run: what overlaps with generation")
+      ->check(CLI::IsMember(modes));
   verb->add_option("--batch", a->batch, "Rollouts of an iteration")->check(CLI::Range(1, 4096));
   verb->add_option("--group-size", a->group_size, "Responses to a prompt: GRPO in place of PPO; 0 = PPO")
       ->check(CLI::Range(0, 4096));
@@ -226,6 +248,13 @@ void add_bench_pipeline(CLI::App& bench) {
       ->check(at_least(0));
   verb->add_option("--micro-batch-tokens", a->micro_batch_tokens, "Tokens of one forward and backward pass")
       ->check(CLI::Range(2, 1 << 24));
+  verb->add_option(
+          "--last-layers", a->last_layers,
+          "Train so many layers; reference and critic share the others with the policy, and the value "
+          "model is not read; 0 = four full models")
+      ->check(CLI::Range(0, 1024));
+  verb->add_flag("--recompute", a->recompute,
+                 "Training keeps the inputs of layers only, and computes the rest again");
   verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
   verb->callback([a] { bench_pipeline(*a); });
 }

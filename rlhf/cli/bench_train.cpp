@@ -14,6 +14,7 @@ namespace {
 
 struct BenchTrainArguments : BenchModelArguments {
   std::int64_t tokens = 1024, sequence = 128;
+  bool recompute = false;
 };
 
 // One optimizer step on packed sequences with the loss on every token.
@@ -35,7 +36,7 @@ void bench_train(const BenchTrainArguments& arguments) {
       targets.push_back({rows.row(s, t - 1), sequences[s][static_cast<std::size_t>(t)]});
   std::vector<float> logprobs(targets.size()),
       gradient(targets.size(), -1.0f / static_cast<float>(targets.size()));
-  SequencePass<float> pass(config, compute);
+  SequencePass<float> pass(config, compute, arguments.recompute ? Recompute::kLayers : Recompute::kNone);
   Optimizer<float> optimizer({}, model.parameters().trainable().size());
   std::vector<double> step, forward, backward, update;
   for (std::int64_t r = 0; r <= arguments.repetitions; ++r) {
@@ -59,6 +60,7 @@ void bench_train(const BenchTrainArguments& arguments) {
                                 {"model", arguments.model},
                                 {"tokens", rows.rows().size()},
                                 {"sequence", length},
+                                {"recompute", arguments.recompute},
                                 {"weights", "fp32"},
                                 {"tokens_per_s", tokens / median(step)},
                                 {"forward_s", median(forward)},
@@ -76,6 +78,7 @@ void add_bench_train(CLI::App& bench) {
   add_bench_model_options(*verb, *a);
   verb->add_option("--tokens", a->tokens, "Tokens of the step")->check(CLI::Range(2, 1 << 24));
   verb->add_option("--sequence", a->sequence, "Tokens of one sequence")->check(CLI::Range(2, 1 << 20));
+  verb->add_flag("--recompute", a->recompute, "Keep the inputs of layers only, and compute the rest again");
   verb->callback([a] { bench_train(*a); });
 }
 

@@ -181,7 +181,7 @@ std::string to_text(double value) {
 }
 
 std::string tool_result(const Calculation& calculation) {
-  return calculation.value ? "=" + to_text(*calculation.value) : "=error";
+  return concat("=", calculation.value ? to_text(*calculation.value) : "error");
 }
 
 }  // namespace rlhf
