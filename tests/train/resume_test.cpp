@@ -158,6 +158,8 @@ TEST_CASE("resuming equals the uninterrupted run for other kinds of trained weig
        "ppo.critic_init=policy", "ppo.old_log_probs=recompute"},
       {"ppo.algorithm.advantage.form=sequence", "ppo.algorithm.advantage.group.baseline=mean",
        "ppo.algorithm.critic_update=none", "ppo.critic_init=policy", "rollout.sampling.top_p=0.9"},
+      {"ppo.algorithm.reward.normalization=running"},
+      {"ppo.algorithm.reward.normalization=reference", "memory.recompute=layers"},
       {"rollout.weights=int8"},
       {"rollout.weights=bf16", "model.trainable=lora", "model.lora_rank=2"},
   };
