@@ -64,6 +64,7 @@ void add_bench(CLI::App& app) {
   verb->require_subcommand(1);
   add_bench_decode(*verb);
   add_bench_train(*verb);
+  add_bench_rollout(*verb);
   add_bench_pipeline(*verb);
 }
 

@@ -14,6 +14,7 @@ namespace rlhf::cli {
 /// Each adds one measurement to `rlhf bench`.
 void add_bench_decode(CLI::App& bench);
 void add_bench_train(CLI::App& bench);
+void add_bench_rollout(CLI::App& bench);
 void add_bench_pipeline(CLI::App& bench);
 
 /// What the benches on a single model have in common.

@@ -41,8 +41,7 @@ struct BenchPipelineArguments {
     return groups() ? slot / static_cast<std::uint64_t>(group_size) : slot;
   }
   std::int64_t length(const WorkPackage& package, std::uint64_t slot) const {
-    return package.response_tokens(slot, natural() ? WorkPackage::Mode::kNatural : WorkPackage::Mode::kFixed,
-                                   response_tokens);
+    return package.response_tokens(slot, WorkPackage::mode_of(mode), response_tokens);
   }
 };
 
@@ -201,11 +200,7 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   for (const auto& [name, schedule_mode] : all_modes())
     if (name == arguments.schedule) setting.schedule.mode = schedule_mode;
   setting.adjust_request = [&](GenerationRequest& request, std::uint64_t slot) {
-    StopOptions& stop = request.stop;
-    stop.tokens = {work.eos, work.pad};
-    stop.max_new_tokens = arguments.length(work, slot);
-    stop.min_new_tokens = stop.max_new_tokens;
-    if (arguments.natural()) stop.forced_last = work.eos;
+    work.fix_length(slot, WorkPackage::mode_of(arguments.mode), arguments.response_tokens, request.stop);
   };
   FrozenModels frozen;
   if (!arguments.groups())

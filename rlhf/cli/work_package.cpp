@@ -38,6 +38,12 @@ std::int64_t WorkPackage::response_tokens(std::uint64_t slot, Mode mode, std::in
   return std::clamp<std::int64_t>(static_cast<std::int64_t>(tokens), 2, longest);
 }
 
+void WorkPackage::fix_length(std::uint64_t slot, Mode mode, std::int64_t longest, StopOptions& stop) const {
+  stop.tokens = {eos, pad};
+  stop.max_new_tokens = stop.min_new_tokens = response_tokens(slot, mode, longest);
+  if (mode == Mode::kNatural) stop.forced_last = eos;
+}
+
 WorkPackage load_work_package(const std::filesystem::path& folder) {
   if (!std::filesystem::is_directory(folder))
     fail<IoError>(folder.string(), ": no such directory; expected a work package (work.json, prompts.jsonl, ",

@@ -7,6 +7,7 @@
 
 #include "rlhf/data/sample.h"
 #include "rlhf/model/model_config.h"
+#include "rollout/engine/generation.h"
 
 namespace rlhf::cli {
 
@@ -19,6 +20,9 @@ struct WorkPackage {
     kNatural,  ///< as recorded, ended by the end token
   };
 
+  /// Of "fixed" or "natural".
+  static Mode mode_of(const std::string& name) { return name == "natural" ? Mode::kNatural : Mode::kFixed; }
+
   std::filesystem::path folder;
   std::string variant;  ///< the maker's name for the shapes; may be empty
   TokenId pad = 0, eos = 0;
@@ -28,6 +32,8 @@ struct WorkPackage {
   const Prompt& prompt(std::uint64_t slot) const { return prompts[slot % prompts.size()]; }
   /// Tokens of a slot's response, end token included.
   std::int64_t response_tokens(std::uint64_t slot, Mode mode, std::int64_t longest) const;
+  /// Makes a slot's response have that length, whatever is drawn.
+  void fix_length(std::uint64_t slot, Mode mode, std::int64_t longest, StopOptions& stop) const;
 };
 
 /// Reads the package's files apart from its models. @throws IoError naming file, key and expectation.
