@@ -57,7 +57,8 @@ void many_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std:
     const std::int64_t count = std::min(kBlockK, args.K - k);
     pack(args.w + n0 * args.K + k, args.K, count, columns, packed);
     tiles<T>({args.x + k, args.ldx, 1, packed, count, args.y + n0, args.ldy, columns,
-              k == 0 && args.bias ? args.bias + n0 : nullptr, args.accumulate || k > 0},
+              k == 0 && args.bias ? args.bias + n0 : nullptr, args.accumulate || k > 0,
+              args.w + (n0 + kPanelColumns<T>)*args.K + k, args.K, kPanelColumns<T>},
              m0, m1);
   }
 }
@@ -72,6 +73,8 @@ inline void add_block(const T* x, std::int64_t ldx, const T* w, std::int64_t ldw
     for (; k + L <= k1; k += L) {
       Square<T> square;
       load_transposed(w + k, ldw, square);
+      // The rows after these: too short for the hardware to see a stream in them.
+      for (int i = 0; i < L; ++i) __builtin_prefetch(w + (L + i) * ldw + k, 0, 2);
       for (int i = 0; i < L; ++i)
         for (int m = 0; m < MR; ++m) sums[m] += x[m * ldx + k + i] * square[i];
     }

@@ -27,6 +27,9 @@ struct TileArgs {
   std::int64_t ldc, columns;
   const T* bias;  ///< [columns] or null
   bool accumulate;
+  /// Memory that will be packed next, `ahead_rows` rows of `count`: fetched while the tiles are computed.
+  const T* ahead = nullptr;
+  std::int64_t ahead_stride = 0, ahead_rows = 0;
 };
 
 template <class T, int MR>
@@ -73,6 +76,8 @@ void tile(const TileArgs<T>& args) {
     for (; k + L <= args.count; k += L) {
       // The next tile's rows: too short for the hardware to see a stream in them.
       for (int i = 0; i < MR; ++i) __builtin_prefetch(a + (i + MR) * stride + k);
+      for (std::int64_t r = 0; r < args.ahead_rows; ++r)
+        __builtin_prefetch(args.ahead + r * args.ahead_stride + k, 0, 2);
       for (int step = 0; step < L; ++step) add(k + step);
     }
   for (; k < args.count; ++k) add(k);
@@ -96,10 +101,15 @@ template <class T>
 void tiles(TileArgs<T> args, std::int64_t i0, std::int64_t i1) {
   const T* a = args.a;
   T* c = args.c;
+  std::int64_t ahead_left = args.ahead_rows;
+  const std::int64_t ahead_per_tile = ceil_div(ahead_left, ceil_div(i1 - i0, std::int64_t{kTileRows}));
   for (std::int64_t i = i0; i < i1; i += kTileRows) {
     args.a = a + i * args.a_row_stride;
     args.c = c + i * args.ldc;
+    args.ahead_rows = std::min(ahead_left, ahead_per_tile);
     tile_of<T>(std::min<std::int64_t>(kTileRows, i1 - i), args);
+    args.ahead += args.ahead_rows * args.ahead_stride;
+    ahead_left -= args.ahead_rows;
   }
 }
 
