@@ -1,3 +1,7 @@
+#include <cstdlib>
+#include <string_view>
+#include <utility>
+
 #include "rlhf/core/error.h"
 #include "rlhf/kernels/kernel_table.h"
 
@@ -28,10 +32,30 @@ bool cpu_supports(CpuIsa isa) {
   return false;
 }
 
-CpuIsa detect_cpu_isa() {
+namespace {
+
+CpuIsa choose_cpu_isa() {
+  const char* const wanted = std::getenv("RLHF_CPU_ISA");
+  if (wanted && *wanted) {
+    for (const auto& [name, isa] : {std::pair<std::string_view, CpuIsa>{"baseline", CpuIsa::kBaseline},
+                                    {"avx2", CpuIsa::kAvx2},
+                                    {"avx512", CpuIsa::kAvx512}})
+      if (name == wanted) {
+        RLHF_CHECK(cpu_supports(isa), "RLHF_CPU_ISA is ", wanted, ", which this CPU does not support");
+        return isa;
+      }
+    fail<InvalidArgument>("RLHF_CPU_ISA is \"", wanted, "\", expected baseline, avx2 or avx512");
+  }
   for (CpuIsa isa : {CpuIsa::kAvx512, CpuIsa::kAvx2})
     if (cpu_supports(isa)) return isa;
   return CpuIsa::kBaseline;
+}
+
+}  // namespace
+
+CpuIsa detect_cpu_isa() {
+  static const CpuIsa isa = choose_cpu_isa();
+  return isa;
 }
 
 template <class T>

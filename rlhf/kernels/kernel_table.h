@@ -138,6 +138,11 @@ struct LogitsRow {
   double max = 0, lse = 0, logprob = 0, entropy = 0;
 };
 
+/// A row of logits relative to its largest one: sums over e^x and x e^x, x = scale (logit - largest).
+struct RowWeights {
+  double largest = 0, mass = 0, moment = 0;
+};
+
 template <class T>
 struct Kernels {
   const char* isa;
@@ -166,6 +171,10 @@ struct Kernels {
   /// row.
   void (*logits_row_grad)(T* logits, std::int64_t V, double inv_temperature, double softcap, TokenId target,
                           const LogitsRow& row, double dlogprob, double dentropy);
+  /// Writes the weights e^x that `RowWeights` sums, floats within 256 and doubles across; the same bits on
+  /// every instruction set. A NaN makes the sums NaN.
+  RowWeights (*weigh)(const T* logits, std::int64_t n, T scale, T* weights);
+  T (*largest)(const T* x, std::int64_t n);       ///< NaNs are passed over; -inf of none
   void (*add)(T* y, const T* x, std::int64_t n);  ///< y += x
   void (*scale)(T* y, T factor, std::int64_t n);  ///< y *= factor
   double (*sum_squares)(const T* x, std::int64_t n);
@@ -174,7 +183,8 @@ struct Kernels {
 };
 
 enum class CpuIsa { kBaseline, kAvx2, kAvx512 };
-/// Best instruction set of this machine.
+/// Best instruction set of this machine, or the one that the environment variable RLHF_CPU_ISA (baseline,
+/// avx2, avx512) names. @throws InvalidArgument for another name or what this machine lacks.
 CpuIsa detect_cpu_isa();
 /// True when this machine can run the kernels of `isa`.
 bool cpu_supports(CpuIsa isa);

@@ -1,12 +1,12 @@
 #include "rollout/sampling/sampler.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/kernel_table.h"
 
 namespace rlhf {
 namespace {
@@ -16,93 +16,33 @@ bool changes_logits(const SamplingOptions& options, const SamplingHistory& histo
          options.frequency_penalty != 0 || (history.logit_bias != nullptr && !history.logit_bias->empty());
 }
 
-// Branch-free e^x for x <= 0, relative error below 2e-7: the polynomial vectorises where std::exp does not.
-inline float fast_exp(float x) {
-  constexpr float kLog2E = 1.44269504088896341F;
-  constexpr float kLn2High = 0.693145751953125F;
-  constexpr float kLn2Low = 1.42860682030941723e-6F;
-  constexpr float kMagic = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  const float shifted = x * kLog2E + kMagic;
-  const float n = shifted - kMagic;
-  const float r = (x - n * kLn2High) - n * kLn2Low;
-  float p = 1.9875691500e-4F;
-  p = p * r + 1.3981999507e-3F;
-  p = p * r + 8.3334519073e-3F;
-  p = p * r + 4.1665795894e-2F;
-  p = p * r + 1.6666665459e-1F;
-  p = p * r + 5.0000001201e-1F;
-  p = p * r * r + r + 1.0F;
-  const auto exponent = std::bit_cast<std::int32_t>(shifted) << 23;
-  return std::bit_cast<float>(std::bit_cast<std::int32_t>(p) + exponent);
-}
-
-float largest_logit(std::span<const float> logits) {
-  constexpr std::size_t kLanes = 16;
-  float lanes[kLanes];
-  std::fill(std::begin(lanes), std::end(lanes), -std::numeric_limits<float>::infinity());
-  std::size_t i = 0;
-  for (; i + kLanes <= logits.size(); i += kLanes) {
-    for (std::size_t k = 0; k < kLanes; ++k) lanes[k] = std::max(lanes[k], logits[i + k]);
-  }
-  float largest = *std::max_element(std::begin(lanes), std::end(lanes));
-  for (; i < logits.size(); ++i) largest = std::max(largest, logits[i]);
-  return largest;
+const kernels::Kernels<float>& row_kernels() {
+  static const kernels::Kernels<float>& table = kernels::kernels_for<float>(kernels::detect_cpu_isa());
+  return table;
 }
 
 TokenId argmax(std::span<const float> logits) {
-  const float largest = largest_logit(logits);
+  const float largest = row_kernels().largest(logits.data(), static_cast<std::int64_t>(logits.size()));
   return static_cast<TokenId>(std::find(logits.begin(), logits.end(), largest) - logits.begin());
 }
 
 // Sums over a row relative to its largest logit: of e^x and of x e^x.
-struct RowSums {
-  float largest = 0;
-  double mass = 0;
-  double moment = 0;
-
+struct RowSums : kernels::RowWeights {
   double log_mass() const { return std::log(mass); }
+  double below_largest(float logit) const { return static_cast<double>(logit - static_cast<float>(largest)); }
   double entropy() const { return log_mass() - moment / mass; }
 };
 
-constexpr std::size_t kBlock = 256;
-constexpr float kFloor = -87.0F;  // e^-87 is the smallest normal float
-
-// Writes e^(scale * (logit - largest)) and sums it block by block: floats within a block, doubles across.
 RowSums weigh_row(std::span<const float> logits, float scale, std::span<float> weights) {
-  RowSums sums;
-  sums.largest = largest_logit(logits);
+  const RowSums sums{
+      row_kernels().weigh(logits.data(), static_cast<std::int64_t>(logits.size()), scale, weights.data())};
   RLHF_CHECK(std::isfinite(sums.largest), "sampling: the largest logit is ", sums.largest);
-  constexpr std::size_t kLanes = 16;
-  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    const std::size_t end = std::min(begin + kBlock, logits.size());
-    float mass[kLanes] = {};
-    float moment[kLanes] = {};
-    std::size_t i = begin;
-    for (; i + kLanes <= end; i += kLanes) {
-      for (std::size_t k = 0; k < kLanes; ++k) {
-        const float x = std::max((logits[i + k] - sums.largest) * scale, kFloor);
-        // A logit of -inf must have weight 0, not e^-87.
-        const float w = x > kFloor ? fast_exp(x) : 0.0F;
-        weights[i + k] = w;
-        mass[k] += w;
-        moment[k] += w * x;
-      }
-    }
-    for (; i < end; ++i) {
-      const float x = std::max((logits[i] - sums.largest) * scale, kFloor);
-      weights[i] = x > kFloor ? fast_exp(x) : 0.0F;
-      mass[0] += weights[i];
-      moment[0] += weights[i] * x;
-    }
-    for (std::size_t k = 0; k < kLanes; ++k) {
-      sums.mass += mass[k];
-      sums.moment += moment[k];
-    }
-  }
   // The comparisons drop a NaN, the moment does not.
   RLHF_CHECK(std::isfinite(sums.mass) && std::isfinite(sums.moment), "sampling: a logit is NaN");
   return sums;
 }
+
+constexpr std::size_t kBlock = 256;
 
 std::size_t invert(std::span<const float> weights, double target) {
   double below = 0;
@@ -125,7 +65,7 @@ std::size_t invert(std::span<const float> weights, double target) {
 
 double plain_log_prob(std::span<const float> logits, TokenId token, double scale, std::span<float> scratch) {
   const RowSums sums = weigh_row(logits, static_cast<float>(scale), scratch);
-  return (logits[static_cast<std::size_t>(token)] - sums.largest) * scale - sums.log_mass();
+  return sums.below_largest(logits[static_cast<std::size_t>(token)]) * scale - sums.log_mass();
 }
 
 Draw draw_unfiltered(std::span<const float> logits, double scale, double uniform, std::span<float> weights) {
@@ -133,7 +73,7 @@ Draw draw_unfiltered(std::span<const float> logits, double scale, double uniform
   const std::size_t index = invert(weights, uniform * sums.mass);
   Draw draw;
   draw.token = static_cast<TokenId>(index);
-  draw.log_prob = static_cast<float>((logits[index] - sums.largest) * scale - sums.log_mass());
+  draw.log_prob = static_cast<float>(sums.below_largest(logits[index]) * scale - sums.log_mass());
   draw.entropy = static_cast<float>(sums.entropy());
   return draw;
 }

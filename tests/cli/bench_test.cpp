@@ -81,3 +81,22 @@ TEST_CASE("bench train and decode count their tokens") {
                                      "--new-tokens", "6", "--repetitions", "1"});
   CHECK(decode["decode_tokens_per_s"] > 0);
 }
+
+TEST_CASE("the instruction set can be chosen from outside") {
+  const Package package;
+  const std::vector<std::string> arguments = {"bench",         "decode", "--model",      "work/policy",
+                                              "--context",     "3",      "--new-tokens", "2",
+                                              "--repetitions", "1"};
+  const auto with = [&](const char* isa) {
+    setenv("RLHF_CPU_ISA", isa, 1);
+    const Result result = package.run(arguments);
+    unsetenv("RLHF_CPU_ISA");
+    return result;
+  };
+  const Result plain = with("baseline");
+  REQUIRE(plain.code == 0);
+  CHECK(plain.lines().front()["cpu_isa"] == "baseline");
+  const Result wrong = with("sse9");
+  CHECK(wrong.code != 0);
+  CHECK_THAT(wrong.err, ContainsSubstring("RLHF_CPU_ISA is \"sse9\", expected baseline, avx2 or avx512"));
+}

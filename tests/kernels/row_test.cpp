@@ -260,6 +260,49 @@ TEMPLATE_TEST_CASE("vector operations equal plain loops", "", float, double) {
   }
 }
 
+TEMPLATE_TEST_CASE("weights of a row are e^x, and the same on every instruction set", "", float, double) {
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const std::int64_t n : {1, 15, 16, 17, 255, 256, 257, 5000})
+    for (const double scale : {1.0, 0.25, 3.0}) {
+      auto logits = random_values<TestType>(n, 71, 8);
+      if (n > 16) logits[3] = static_cast<TestType>(-inf);
+      if (n > 256) logits[256] = TestType(-500);
+      double most = -inf, mass = 0, moment = 0;
+      for (const TestType x : logits) most = std::max(most, static_cast<double>(x));
+      std::vector<double> expected;
+      for (const TestType x : logits) {
+        const double y = scale * (static_cast<double>(x) - most);
+        expected.push_back(std::exp(y));
+        mass += expected.back();
+        if (expected.back() > 0) moment += y * expected.back();
+      }
+      std::vector<TestType> on_first_isa;
+      kernels::RowWeights first;
+      for (const auto isa : supported_isas()) {
+        const auto& table = kernels::kernels_for<TestType>(isa);
+        INFO(table.isa << ", n " << n << ", scale " << scale);
+        std::vector<TestType> weights(logits.size());
+        const auto row = table.weigh(logits.data(), n, static_cast<TestType>(scale), weights.data());
+        CHECK(static_cast<double>(table.largest(logits.data(), n)) == most);
+        CHECK(row.largest == most);
+        check_close(weights, expected, 1e-37, 8e-6);  // rounding of x, up to 90
+        CHECK(row.mass == Approx(mass).epsilon(1e-5));
+        CHECK(row.moment == Approx(moment).epsilon(1e-5).margin(1e-5));
+        if (on_first_isa.empty()) {
+          on_first_isa = weights;
+          first = row;
+        }
+        CHECK(weights == on_first_isa);
+        CHECK(row.mass == first.mass);
+        CHECK(row.moment == first.moment);
+        weights.assign(logits.size(), 0);
+        auto broken = logits;
+        broken[static_cast<std::size_t>(n / 2)] = std::numeric_limits<TestType>::quiet_NaN();
+        if (n > 1) CHECK(std::isnan(table.weigh(broken.data(), n, TestType(1), weights.data()).moment));
+      }
+    }
+}
+
 TEMPLATE_TEST_CASE("AdamW is the update by hand, and the same on every instruction set", "", float, double) {
   const double rate = 1e-2, beta1 = 0.9, beta2 = 0.95, epsilon = 1e-8, decay = 0.1, scale = 0.5;
   for (const bool amsgrad : {false, true})

@@ -34,6 +34,10 @@ template <class T>
 void logits_row_grad(T* logits, std::int64_t V, double inv_temperature, double softcap, TokenId target,
                      const LogitsRow& row, double dlogprob, double dentropy);
 template <class T>
+RowWeights weigh(const T* logits, std::int64_t n, T scale, T* weights);
+template <class T>
+T largest(const T* x, std::int64_t n);
+template <class T>
 void add(T* y, const T* x, std::int64_t n);
 template <class T>
 void scale(T* y, T factor, std::int64_t n);

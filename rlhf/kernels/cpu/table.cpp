@@ -24,6 +24,8 @@ const Kernels<T>& table() {
                                      activation_grad<T>,
                                      logits_row<T>,
                                      logits_row_grad<T>,
+                                     weigh<T>,
+                                     largest<T>,
                                      add<T>,
                                      scale<T>,
                                      sum_squares<T>,
