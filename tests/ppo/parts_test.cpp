@@ -225,3 +225,20 @@ TEST_CASE("MaxRL: advantages over the group's mean, by hand") {
   const auto damped = ppo::group_advantages(options, {partial, std::vector<std::uint64_t>(6, 1), {}});
   CHECK(std::abs(damped[0] - 0.5) < 1e-12);
 }
+
+TEST_CASE("a score lies on the last counting token, or behind it where the row goes on") {
+  // Padding behind, none, a hole, nothing that counts, no positions.
+  const std::vector<std::size_t> offsets = {0, 4, 7, 11, 13, 13};
+  const std::vector<std::uint8_t> mask = {1, 1, 0, 0, 1, 1, 1, 1, 0, 1, 0, 0, 0};
+  const TokenRows rows{offsets, mask};
+  const auto position = [&](std::size_t row, ScorePlacement placement) -> int {
+    const auto at = score_position(rows, row, placement);
+    return at ? static_cast<int>(*at) : -1;
+  };
+  const int last[] = {1, 6, 9, -1, -1}, behind[] = {2, 6, 10, 11, -1};
+  for (std::size_t row = 0; row < 5; ++row) {
+    INFO("row " << row);
+    CHECK(position(row, ScorePlacement::kLastToken) == last[row]);
+    CHECK(position(row, ScorePlacement::kAfterLast) == behind[row]);
+  }
+}
