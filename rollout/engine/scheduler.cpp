@@ -190,7 +190,9 @@ void EngineScheduler::add_drafts(const DraftProposer& propose) {
   const auto decodes = [](const StepPlan::Chunk& chunk) {
     return chunk.samples() && chunk.end - chunk.begin == 1;
   };
-  if (!waiting_.empty() || plan_.chunks.size() != running_.size() ||
+  // Who waits for a slot wants neither yet.
+  const bool full = static_cast<std::int64_t>(running_.size()) >= options_.max_sequences;
+  if ((!waiting_.empty() && !full) || plan_.chunks.size() != running_.size() ||
       !std::ranges::all_of(plan_.chunks, decodes))
     return;
   for (const StepPlan::Chunk& chunk : plan_.chunks) {

@@ -100,6 +100,22 @@ TEST_CASE("a repeated request takes a fraction of the steps") {
   CHECK(after.decode_tokens - before.decode_tokens == 60);
 }
 
+TEST_CASE("requests that wait for a slot do not keep others from guessing") {
+  Setup setup;
+  auto options = with_drafts(9);
+  options.max_sequences = 1;
+  auto engine = setup.engine(options);
+  // The same prompt twice more: each follows the first, one after the other.
+  run(*engine, setup.model, {make_request(1, 12, 60)});
+  const auto before = engine->statistics();
+  GenerationRequest again = make_request(1, 12, 60), last = again;
+  last.tag = 1;
+  engine->submit(std::move(again));
+  engine->submit(std::move(last));
+  while (engine->busy()) engine->step(setup.model.parameters().weights(), 0);
+  CHECK(engine->statistics().steps - before.steps <= 40);
+}
+
 TEST_CASE("guesses that promise less than they cost are not made") {
   Setup setup;
   auto options = with_drafts(9);
