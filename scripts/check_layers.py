@@ -22,7 +22,7 @@ ALLOWED = {
     "rlhf/kernels": ["rlhf/tensor"],
     "rlhf/model": ["rlhf/config", "rlhf/data", "rlhf/kernels", "rlhf/tensor"],
     "rollout/cache": ["rlhf/memory", "rlhf/tensor"],
-    "rollout/sampling": ["rlhf/config", "rlhf/data"],
+    "rollout/sampling": ["rlhf/config", "rlhf/data", "rlhf/kernels"],
     "rollout/engine": [
         "rlhf/config", "rlhf/data", "rlhf/kernels", "rlhf/memory", "rlhf/model", "rlhf/tensor",
         "rollout/cache", "rollout/sampling",
