@@ -202,7 +202,7 @@ void SequencePass<T>::add_logits_gradient(const DecoderWeights<T>& weights,
     runner_.compute().table().add(dhidden_.data() + chunk[to_size(i)].row * D, dgathered_.data() + i * D, D);
 }
 
-// Calls fn(first, count) for chunks of `rows` while their logits are in logits_.
+// Calls fn(index of its first row, targets) for chunks of `rows` while their logits are in logits_.
 template <class T>
 template <class Fn>
 void SequencePass<T>::for_logits_chunks(const DecoderWeights<T>& weights, std::span<const std::int64_t> rows,
