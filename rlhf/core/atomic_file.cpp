@@ -34,6 +34,17 @@ void sync_folder(const std::filesystem::path& folder) {
 }  // namespace
 
 AtomicFile::AtomicFile(std::filesystem::path path) : path_(std::move(path)) {
+  std::error_code error;
+  const auto status = std::filesystem::status(path_, error);
+  if (std::filesystem::is_other(status)) {
+    // A device or pipe is written to; a file in its place would take it away from everybody.
+    descriptor_ = ::open(path_.c_str(), O_WRONLY | O_CLOEXEC);
+    if (descriptor_ < 0) fail_with_errno("open");
+    return;
+  }
+  // A link stays one.
+  if (std::filesystem::is_regular_file(status) && std::filesystem::is_symlink(path_, error))
+    path_ = std::filesystem::canonical(path_, error);
   const std::string pattern = path_.string() + ".tmp-XXXXXX";
   std::vector<char> name(pattern.begin(), pattern.end());
   name.push_back('\0');
@@ -68,6 +79,10 @@ void AtomicFile::write(const void* data, std::size_t size) {
 
 void AtomicFile::commit() {
   RLHF_CHECK(descriptor_ >= 0, path_.string(), ": committed twice");
+  if (temporary_.empty()) {
+    if (::close(std::exchange(descriptor_, -1)) != 0) fail_with_errno("close");
+    return;
+  }
   if (::fchmod(descriptor_, default_file_mode()) != 0) fail_with_errno("set permissions");
   if (::fsync(descriptor_) != 0) fail_with_errno("flush");
   const int closed = ::close(std::exchange(descriptor_, -1));

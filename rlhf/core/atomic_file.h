@@ -9,7 +9,8 @@ namespace rlhf {
 
 /// A file that appears under its name only when it is complete: bytes go to a temporary name in the same
 /// folder, `commit` flushes them to the disk and renames. A reader, or a run that is killed, sees the old
-/// file or the new one, never a half. Not thread-safe.
+/// file or the new one, never a half. A device or a pipe is written to as it is, and a link is followed. Not
+/// thread-safe.
 class AtomicFile {
  public:
   /// Opens the temporary file beside `path`, whose folder must exist.
@@ -32,7 +33,7 @@ class AtomicFile {
   [[noreturn]] void fail_with_errno(std::string_view action);
 
   std::filesystem::path path_;
-  std::filesystem::path temporary_;
+  std::filesystem::path temporary_;  ///< empty when it writes to a device or pipe, and after commit
   std::size_t offset_bytes_ = 0;
   int descriptor_ = -1;
 };

@@ -1,6 +1,8 @@
+#include <fcntl.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <csignal>
 #include <cstring>
@@ -160,6 +162,27 @@ TEST_CASE("a mapped file shows the file's bytes and moves") {
   other = std::move(self);
   CHECK(as_text(other) == text);
   CHECK(MappedFile(folder.write("empty", "")).bytes().empty());
+}
+
+TEST_CASE("a pipe is written to and a link is followed: neither becomes a file") {
+  TemporaryFolder folder;
+  const auto pipe = folder.path() / "pipe";
+  REQUIRE(mkfifo(pipe.c_str(), 0600) == 0);
+  // Open for reading too, so that nobody waits.
+  const int reader = open(pipe.c_str(), O_RDWR | O_CLOEXEC);
+  REQUIRE(reader >= 0);
+  write_file_atomically(pipe, "through");
+  char text[16] = {};
+  CHECK(read(reader, text, sizeof text) == 7);
+  CHECK(std::string(text) == "through");
+  close(reader);
+  CHECK(std::filesystem::is_fifo(pipe));
+
+  const auto target = folder.write("target", "old"), link = folder.path() / "link";
+  std::filesystem::create_symlink(target, link);
+  write_file_atomically(link, "new");
+  CHECK(std::filesystem::is_symlink(link));
+  CHECK(read_text_file(target) == "new");
 }
 
 TEST_CASE("what cannot be mapped is named") {
