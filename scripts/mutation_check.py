@@ -33,6 +33,7 @@ GOLDEN = "every golden vector*"
 STEPS = [
     ("ppo_vectors_test", [GOLDEN]),
     ("ppo_vectors_test", ["-a", "~" + GOLDEN]),
+    ("reward_rules_test", ["-a"]),
     ("kl_optimum_test", ["-a"]),
     ("train_test", ["-a"]),
 ]

@@ -1,27 +1,23 @@
 #pragma once
 
 #include <cstddef>
-#include <limits>
+#include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "reward/scoring/reward_term.h"
+#include "reward/scoring/term_options.h"
 
 namespace rlhf {
 
-/// How one term enters the total: `weight * clamp(score, clip_min, clip_max)`.
-struct TermWeight {
-  double weight = 1.0;
-  double clip_min = -std::numeric_limits<double>::infinity();
-  double clip_max = std::numeric_limits<double>::infinity();
-};
-
-/// The score of one response. `terms` are raw term scores, in the order of the composition's names.
+/// The score of one response. Terms are in the order of the composition's names.
 struct Score {
-  double total = 0;
-  std::vector<double> terms;
+  double total = 0;            ///< sum of weight * factor * value, not normalised
+  std::vector<double> terms;   ///< raw scores
+  std::vector<double> values;  ///< after gates and clips
 };
 
 /// What one term did over a set of responses.
@@ -32,32 +28,50 @@ struct TermStatistics {
   double min = 0;
   double max = 0;
   double clipped = 0;  ///< share of responses whose score was clipped, in [0, 1]
-  double share =
-      0;  ///< sum |weighted score| of this term over that of all terms, in [0, 1]; 0 when all are 0
+  double gated = 0;    ///< share of responses whose gate was closed, in [0, 1]
+  /// sum |weighted value| of this term over that of all terms, in [0, 1]; 0 when all are 0
+  double share = 0;
 };
 
 /// A weighted sum of reward terms. Not thread-safe while terms are added; `score` is.
+///
+/// An iteration counts from 1, as in metrics; without one (evaluation), schedules of weights are left out.
+/// Normalisation needs more than one response: see TermNormalizers.
 class RewardComposition {
  public:
-  /// @throws InvalidArgument for a missing term, a name given twice, a weight or clip that is NaN, or
-  /// clip_min > clip_max.
-  void add(std::unique_ptr<RewardTerm> term, TermWeight weight);
+  using Iteration = std::optional<std::int64_t>;
+
+  /// @throws InvalidArgument for a missing term, a name given twice, or options that are not valid.
+  void add(std::unique_ptr<RewardTerm> term, TermOptions options);
+  /// After all terms are added. @throws InvalidArgument when a gate looks at a term that is not there or at
+  /// itself; names those that are.
+  void check() const;
 
   std::vector<std::string> names() const;
+  std::size_t size() const { return entries_.size(); }
   bool empty() const { return entries_.empty(); }
+  const TermOptions& options(std::size_t term) const { return entries_.at(term).options; }
+  /// Whether what is learned differs from the total.
+  bool normalizes() const;
 
+  /// weight * factor of a term.
+  double weight(std::size_t term, Iteration iteration) const;
   /// Scores one response. @throws Error naming term and prompt id when a term throws or returns NaN or
-  /// infinity.
-  Score score(const ScoredSample& scored) const;
+  /// infinity; InvalidArgument as check().
+  Score score(const ScoredSample& scored, Iteration iteration = {}) const;
 
   /// Summarises scores of this composition, one entry a term. Empty input gives zeros.
-  std::vector<TermStatistics> summarise(std::span<const Score> scores) const;
+  std::vector<TermStatistics> summarise(std::span<const Score> scores, Iteration iteration = {}) const;
 
  private:
   struct Entry {
     std::unique_ptr<RewardTerm> term;
-    TermWeight weight;
+    TermOptions options;
   };
+  /// Place of the term that a gate looks at.
+  std::size_t gate_of(const Entry& entry) const;
+  bool is_gated(const Entry& entry, const std::vector<double>& terms) const;
+
   std::vector<Entry> entries_;
 };
 

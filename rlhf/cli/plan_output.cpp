@@ -16,8 +16,8 @@ using schedule::Simulation;
 using schedule::Task;
 
 std::string streamed_text(const RunOptions& options) {
-  if (const char* key = ppo::whole_batch_key(options.ppo.algorithm))
-    return concat("streamed overlaps scoring alone: ppo.algorithm.", key, " needs the whole batch");
+  if (const std::string key = options.whole_batch_key(); !key.empty())
+    return concat("streamed overlaps scoring alone: ", key, " needs the whole batch");
   if (num_optimizer_steps(options.ppo.algorithm) > 1)
     return "streamed overlaps scoring, and training up to the first optimizer step of a batch";
   return "streamed overlaps scoring and training";
@@ -150,9 +150,9 @@ nlohmann::ordered_json to_json(const Plan& plan) {
   if (plan.limits.micro_batch_tokens)
     out["limits"]["max_tokens_per_micro_batch"] = *plan.limits.micro_batch_tokens;
   if (plan.options.has_stage(Stage::kPpo)) {
-    const char* key = ppo::whole_batch_key(plan.options.ppo.algorithm);
-    out["streamed_overlaps_training"] = key == nullptr;
-    if (key) out["needs_whole_batch"] = concat("ppo.algorithm.", key);
+    const std::string key = plan.options.whole_batch_key();
+    out["streamed_overlaps_training"] = key.empty();
+    if (!key.empty()) out["needs_whole_batch"] = key;
   }
   if (plan.predictions) {
     const auto& results = plan.predictions->results;

@@ -212,7 +212,8 @@ class Assigner {
     return parse_yaml(preset->yaml, preset->path());
   }
 
-  // The nearest key of this group; a key of another group only when its name is closer still.
+  // The nearest key of this group; a key of another group only when its name is closer by more than one edit:
+  // a letter too few is likelier than the wrong group.
   std::string suggestion(const Schema& schema, const std::string& key, const std::string& path) const {
     std::vector<std::string> names;
     for (const Field& field : schema.fields()) names.push_back(field.name);
@@ -220,12 +221,14 @@ class Assigner {
     std::size_t best_distance =
         names.empty() ? std::string::npos : edit_distance(key.substr(0, kLongestKey), best);
     best = join(path, best);
+    bool elsewhere = false;
     for (const FieldInfo& info : list_fields(*root_)) {
       const std::string name = info.path.substr(info.path.rfind('.') + 1);
       const std::size_t distance = edit_distance(key.substr(0, kLongestKey), name);
-      if (distance >= best_distance) continue;
+      if (distance + (elsewhere ? 0 : 1) >= best_distance) continue;
       best_distance = distance;
       best = info.path;
+      elsewhere = true;
     }
     return "; nearest key is " + best;
   }

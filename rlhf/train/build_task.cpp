@@ -67,9 +67,7 @@ std::unique_ptr<RewardTerm> make_rule(const RewardSection& section) {
 
 void add_rules(const RunOptions& options, TaskData& data) {
   for (const RewardSection& section : options.rewards) {
-    TermWeight weight;
-    weight.weight = section.weight;
-    data.rules.add(make_rule(section), weight);
+    data.rules.add(make_rule(section), section.term);
   }
   if (!options.rewards.empty()) return;
   if (options.data.source == DataSource::kFinanceDesk)

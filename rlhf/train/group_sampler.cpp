@@ -7,6 +7,7 @@
 #include "rlhf/train/batching.h"
 #include "rlhf/train/episode_metrics.h"
 #include "rlhf/train/reward_rating.h"
+#include "rlhf/train/term_normalizers.h"
 
 namespace rlhf {
 
@@ -23,6 +24,8 @@ GroupSampler::GroupSampler(std::string stage, const LanguageModel& policy,
       judges_{data, reward_model, options.reward_model_weight} {
   RLHF_CHECK(!data.train_prompts.empty(), stage_, ": there are no prompts");
   judges_.check(stage_);
+  RLHF_CHECK(!TermNormalizers::needs_whole_batch(data.rules), stage_,
+             ": normalize: running of a reward term is for the stage ppo; use group or none");
   const DecoderWeights<float>& weights = policy.parameters().weights();
   if (rollout.weights != WeightFormat::kFp32)
     packed_.emplace(rollout.weights, weights, weights, context.compute);
@@ -33,7 +36,7 @@ std::vector<ResponseGroup> GroupSampler::sample(std::int64_t iteration, std::int
   Stopwatch watch;
   try {
     std::vector<ResponseGroup> groups = draw(iteration, num_prompts);
-    judge(groups);
+    judge(groups, iteration + 1);
     log(groups, iteration + 1);
     seconds_ = watch.seconds();
     return groups;
@@ -70,16 +73,28 @@ std::vector<ResponseGroup> GroupSampler::draw(std::int64_t iteration, std::int64
   return groups;
 }
 
-void GroupSampler::judge(std::vector<ResponseGroup>& groups) {
+void GroupSampler::judge_by_rules(ResponseGroup& group, std::int64_t iteration) const {
+  std::vector<const Score*> scores;
+  for (GroupResponse& response : group) {
+    judges_.judge_by_rules(response, iteration);
+    response.score = response.rule_score.total;
+    scores.push_back(&response.rule_score);
+  }
+  if (!data_.rules.normalizes()) return;
+  const auto totals = TermNormalizers(data_.rules).totals(scores, iteration);
+  for (std::size_t k = 0; k < group.size(); ++k) group[k].score = totals[k];
+}
+
+void GroupSampler::judge(std::vector<ResponseGroup>& groups, std::int64_t iteration) {
   std::vector<GroupResponse*> all;
   std::vector<TrainingExample> answers;
-  for (ResponseGroup& group : groups)
+  for (ResponseGroup& group : groups) {
+    judge_by_rules(group, iteration);
     for (GroupResponse& response : group) {
-      judges_.judge_by_rules(response);
-      response.score = response.rule_score.total;
       all.push_back(&response);
       if (judges_.reward_model_weight != 0) answers.push_back(to_example(response));
     }
+  }
   if (judges_.reward_model_weight == 0) return;
   SequencePass<float> pass(judges_.reward_model->config(), context_.compute);
   const auto outputs =

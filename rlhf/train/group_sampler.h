@@ -53,7 +53,8 @@ class GroupSampler {
 
  private:
   std::vector<ResponseGroup> draw(std::int64_t iteration, std::int64_t num_prompts);
-  void judge(std::vector<ResponseGroup>& groups);
+  void judge_by_rules(ResponseGroup& group, std::int64_t iteration) const;
+  void judge(std::vector<ResponseGroup>& groups, std::int64_t iteration);
   void log(const std::vector<ResponseGroup>& groups, std::int64_t iteration) const;
 
   std::string stage_;

@@ -39,8 +39,8 @@ Pipeline::Pipeline(RunOptions options, PipelineSettings settings, RunObserver& o
 
 Pipeline::~Pipeline() = default;
 
-void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermWeight weight) {
-  data_.rules.add(std::move(term), weight);
+void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermOptions options) {
+  data_.rules.add(std::move(term), std::move(options));
 }
 
 StageContext Pipeline::context() {
@@ -114,6 +114,7 @@ void Pipeline::clear_directory() const {
 }
 
 RunReport Pipeline::run() {
+  data_.rules.check();
   clear_directory();
   const bool judged = options_.has_stage(Stage::kEval);
   if (judged && options_.eval.base) judge("base");

@@ -37,7 +37,7 @@ class Pipeline {
   ~Pipeline();
 
   /// Adds a reward of the caller's to the rules of the run. Before run().
-  void add_reward(std::unique_ptr<RewardTerm> term, TermWeight weight);
+  void add_reward(std::unique_ptr<RewardTerm> term, TermOptions options);
   LanguageModel& policy() { return policy_; }
   const TaskData& data() const { return data_; }
 

@@ -13,6 +13,7 @@
 #include "rlhf/train/sampled_response.h"
 #include "rlhf/train/schedule_options.h"
 #include "rlhf/train/stage.h"
+#include "rlhf/train/term_normalizers.h"
 
 namespace rlhf {
 
@@ -29,13 +30,16 @@ struct PpoSetting {
   std::function<void(GenerationRequest& request, std::uint64_t slot)> adjust_request = {};
 };
 
+/// Whether no advantage is known before the last response is scored.
+bool needs_whole_batch(const PpoSetting& setting);
+
 /// What a PPO stage learns of its own numbers from batch to batch.
 struct PpoState {
-  explicit PpoState(const ppo::PpoOptions& algorithm)
-      : kl(algorithm.kl.controller, algorithm.kl.coefficient), scores(algorithm.reward.normalization) {}
+  explicit PpoState(const PpoSetting& setting);
 
   ppo::KlController kl;
   ppo::ScoreNormalizer scores;
+  TermNormalizers terms;
 
   /// By name, for checkpoints.
   void save(std::map<std::string, double>& numbers) const;

@@ -74,7 +74,7 @@ PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, PpoStat
       iteration_(iteration),
       responses_(samples.responses),
       greedy_responses_(samples.greedy),
-      whole_batch_(ppo::needs_whole_batch(algorithm_)),
+      whole_batch_(needs_whole_batch(setting)),
       places_(samples.responses.size()),
       in_first_update_(samples.responses.size()),
       pool_(setting.options.max_tokens_per_micro_batch, members(0).size()),
@@ -111,16 +111,40 @@ PpoIteration::Indices PpoIteration::members(std::size_t step) const {
 
 void PpoIteration::compute_advantages(std::span<const std::size_t> samples) {
   num_advantaged_ += samples.size();
+  const std::vector<Indices> groups = split_into_groups(samples);
+  if (setting_.data.rules.normalizes()) add_normalized_rules(groups);
   if (!whole_batch_)
-    for (std::size_t begin = 0; begin < samples.size();) {
-      std::size_t end = begin;
-      while (end < samples.size() &&
-             responses_[samples[end]].scored.group == responses_[samples[begin]].scored.group)
-        ++end;
-      prepare_group({samples.begin() + at(begin), samples.begin() + at(end)});
-      begin = end;
-    }
+    for (const Indices& group : groups) prepare_group(group);
   if (num_advantaged_ == responses_.size()) complete();
+}
+
+std::vector<PpoIteration::Indices> PpoIteration::split_into_groups(
+    std::span<const std::size_t> samples) const {
+  std::vector<Indices> groups;
+  for (std::size_t i : samples) {
+    if (groups.empty() || responses_[groups.back().front()].scored.group != responses_[i].scored.group)
+      groups.emplace_back();
+    groups.back().push_back(i);
+  }
+  return groups;
+}
+
+void PpoIteration::add_normalized_rules(const std::vector<Indices>& groups) {
+  const auto scores_of = [&](const Indices& group) {
+    std::vector<const Score*> scores;
+    for (std::size_t i : group) scores.push_back(&responses_[i].rule_score);
+    return scores;
+  };
+  if (whole_batch_) {
+    Indices all(responses_.size());
+    std::iota(all.begin(), all.end(), std::size_t{0});
+    state_.terms.observe(scores_of(all));
+  }
+  for (const Indices& group : groups) {
+    const auto totals = state_.terms.totals(scores_of(group), number());
+    for (std::size_t k = 0; k < group.size(); ++k)
+      responses_[group[k]].scored.score += setting_.options.rules_weight * totals[k];
+  }
 }
 
 // A response without advantage is not computed where its gradient would be 0: with group baselines that is
@@ -373,6 +397,23 @@ void PpoIteration::measure_objectives(Metrics& out) const {
   }
 }
 
+// What each rule says, and what part of the total it makes.
+void PpoIteration::append_term_metrics(std::span<const Score> scores, Metrics& out) const {
+  const RewardComposition& rules = setting_.data.rules;
+  const auto statistics = rules.summarise(scores, number());
+  for (std::size_t i = 0; i < statistics.size(); ++i) {
+    const TermStatistics& term = statistics[i];
+    const TermOptions& options = rules.options(i);
+    const std::string name = "reward/" + term.name;
+    out.emplace_back(name, term.mean);
+    out.emplace_back(name + "_stddev", term.stddev);
+    if (statistics.size() > 1) out.emplace_back(name + "_share", term.share);
+    if (options.clip_min || options.clip_max) out.emplace_back(name + "_clipped", term.clipped);
+    if (options.gate) out.emplace_back(name + "_gated", term.gated);
+    if (!options.schedule.empty()) out.emplace_back(name + "_weight", rules.weight(i, number()));
+  }
+}
+
 Metrics PpoIteration::metrics() const {
   const double n = static_cast<double>(responses_.size());
   double total = 0, rules = 0, model = 0, length = 0, squares = 0, prompt = 0, ended = 0;
@@ -395,10 +436,7 @@ Metrics PpoIteration::metrics() const {
     out.emplace_back("reward/model", model);
     measure_objectives(out);
   }
-  for (const TermStatistics& term : setting_.data.rules.summarise(scores)) {
-    out.emplace_back("reward/" + term.name, term.mean);
-    out.emplace_back("reward/" + term.name + "_stddev", term.stddev);
-  }
+  append_term_metrics(scores, out);
   std::map<std::string, std::pair<double, double>> tasks;  // sum of rule scores, count
   for (const PpoResponse& response : responses_) {
     auto& [sum, count] = tasks[response.prompt->task];

@@ -70,6 +70,11 @@ class PpoIteration {
   void complete();
   void plan_update(std::size_t step);
   Indices members(std::size_t step) const;
+  /// Number of the iteration as in metrics, from 1.
+  std::int64_t number() const { return iteration_ + 1; }
+  std::vector<Indices> split_into_groups(std::span<const std::size_t> samples) const;
+  /// Adds what normalised reward terms make of the groups' responses to their scores.
+  void add_normalized_rules(const std::vector<Indices>& groups);
   bool trains(std::size_t response) const;
   std::vector<std::span<const TokenId>> sequences(const Indices& samples) const;
 
@@ -79,6 +84,7 @@ class PpoIteration {
   void measure_mismatch(const ppo::PolicyLossInputs& inputs);
   void train_critic(const Indices& samples, const Pass& pass, std::size_t step);
   void measure_objectives(Metrics& out) const;
+  void append_term_metrics(std::span<const Score> scores, Metrics& out) const;
   double learning_rate(const ppo::OptimizerOptions& options) const;
   std::string prompt_ids(const Indices& samples) const;
 

@@ -43,8 +43,10 @@ bool PpoIteration::has_next_value(const PpoResponse& response) const {
 void PpoIteration::score(std::span<const std::size_t> samples) {
   check_staleness(samples);
   for (std::size_t i : samples) {
-    models_.judges.judge_by_rules(responses_[i]);
-    responses_[i].scored.score = setting_.options.rules_weight * responses_[i].rule_score.total;
+    models_.judges.judge_by_rules(responses_[i], number());
+    // Normalised terms wait for the other responses.
+    responses_[i].scored.score =
+        setting_.data.rules.normalizes() ? 0 : setting_.options.rules_weight * responses_[i].rule_score.total;
   }
   const Indices all(samples.begin(), samples.end());
   if (!greedy_responses_.empty()) score_greedy(all);
@@ -241,7 +243,7 @@ void PpoIteration::score_greedy(const Indices& samples) {
   for (std::size_t i : samples) groups.push_back(responses_[i].scored.group);
   std::ranges::sort(groups);
   groups.erase(std::unique(groups.begin(), groups.end()), groups.end());
-  for (std::size_t group : groups) models_.judges.judge_by_rules(greedy_responses_[group]);
+  for (std::size_t group : groups) models_.judges.judge_by_rules(greedy_responses_[group], number());
   if (models_.reward) {
     std::vector<std::span<const TokenId>> sequences;
     for (std::size_t group : groups) sequences.emplace_back(greedy_responses_[group].tokens);

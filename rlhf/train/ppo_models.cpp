@@ -25,6 +25,8 @@ void check_inputs(const FrozenModels& frozen, const TaskData& data, const PpoSta
              "ppo: a KL to the reference is used but there is no reference model");
   RLHF_CHECK(!options.algorithm.dynamic_sampling.enabled || !data.rules.empty(),
              "ppo: dynamic_sampling looks at rule rewards, and there are none");
+  RLHF_CHECK(!options.algorithm.advantage.greedy_baseline || !data.rules.normalizes(),
+             "ppo: advantage.greedy_baseline compares scores that no reward term normalises");
 }
 
 }  // namespace

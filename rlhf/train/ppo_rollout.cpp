@@ -115,9 +115,13 @@ bool PpoRollout::sample_again(std::size_t slot) {
   if (!dynamic.enabled || slots_[slot].round >= static_cast<std::int64_t>(dynamic.max_rounds)) return false;
   const std::size_t first = slot * algorithm_.samples_per_prompt;
   for (std::size_t k = 0; k < algorithm_.samples_per_prompt; ++k)
-    models_.judges.judge_by_rules(responses_[first + k]);
+    models_.judges.judge_by_rules(responses_[first + k], iteration_ + 1);
+  // Terms that are normalised on their own teach even where their sums are equal.
+  const auto alike = [&](const Score& a, const Score& b) {
+    return setting_.data.rules.normalizes() ? a.values == b.values : a.total == b.total;
+  };
   for (std::size_t k = 1; k < algorithm_.samples_per_prompt; ++k)
-    if (responses_[first + k].rule_score.total != responses_[first].rule_score.total) return false;
+    if (!alike(responses_[first + k].rule_score, responses_[first].rule_score)) return false;
   ++num_resampled_groups_;
   submit(slot, slots_[slot].round + 1);
   return true;

@@ -12,7 +12,7 @@ PpoTrainer::PpoTrainer(LanguageModel& policy, const FrozenModels& frozen, const 
       policy_(setting.schedule.make_policy()),
       models_(policy, frozen, setting.data, setting.rollout, setting.options, setting.context,
               setting.schedule),
-      state_(setting.options.algorithm) {}
+      state_(setting) {}
 
 void PpoTrainer::run() {
   std::vector<LearningModel> learning = {{"policy", &models_.policy.parameters(), &models_.policy_optimizer}};

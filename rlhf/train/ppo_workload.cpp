@@ -42,7 +42,7 @@ std::size_t PpoWorkload::num_optimizer_steps() const {
 }
 
 bool PpoWorkload::needs_whole_batch() const {
-  return ppo::needs_whole_batch(setting_.options.algorithm);
+  return rlhf::needs_whole_batch(setting_);
 }
 
 PpoWorkload::Batch& PpoWorkload::batch(std::int64_t iteration) const {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "rlhf/core/error.h"
 #include "rlhf/kernels/cuda_device.h"
 
 namespace rlhf {
@@ -87,6 +88,43 @@ void RunOptions::validate_ratings(config::Problems& problems) const {
     problems.add("ppo.critic_init", "a reward model of several objectives has no single value to start from");
 }
 
+namespace {
+
+std::string reward_key(std::size_t i, const char* key) {
+  return concat("rewards.", i, '.', key);
+}
+
+}  // namespace
+
+std::string RunOptions::whole_batch_key() const {
+  if (const char* key = ppo::whole_batch_key(ppo.algorithm)) return std::string("ppo.algorithm.") + key;
+  for (std::size_t i = 0; i < rewards.size(); ++i)
+    if (rewards[i].term.normalize == TermNormalization::kRunning) return reward_key(i, "normalize");
+  return "";
+}
+
+// What a term's normalisation cannot go with.
+void RunOptions::validate_rewards(config::Problems& problems) const {
+  for (std::size_t i = 0; i < rewards.size(); ++i) {
+    const TermNormalization normalize = rewards[i].term.normalize;
+    if (normalize == TermNormalization::kNone) continue;
+    if (has_stage(Stage::kPpo) && ppo.algorithm.advantage.greedy_baseline)
+      problems.add(
+          reward_key(i, "normalize"),
+          "goes with no ppo.algorithm.advantage.greedy_baseline, which compares the scores themselves");
+    if (normalize == TermNormalization::kGroup && has_stage(Stage::kPpo) &&
+        ppo.algorithm.samples_per_prompt < 2)
+      problems.add(
+          reward_key(i, "normalize"),
+          "group needs ppo.algorithm.samples_per_prompt of at least 2: a response alone is its own mean");
+    if (normalize == TermNormalization::kRunning &&
+        (has_stage(Stage::kRejectionSampling) || has_stage(Stage::kOnlinePreference)))
+      problems.add(
+          reward_key(i, "normalize"),
+          "running is for the stage ppo; rejection_sampling and online_preference take none or group");
+  }
+}
+
 void RunOptions::validate(config::Problems& problems) const {
   std::size_t next = 0;
   for (const std::string& name : stages) {
@@ -153,10 +191,11 @@ void RunOptions::validate(config::Problems& problems) const {
       rewards.empty())
     problems.add("ppo.algorithm.dynamic_sampling.enabled",
                  "looks at the spread of rule rewards, and there are none: give rewards");
-  const char* whole_batch = ppo::whole_batch_key(ppo.algorithm);
-  if (has_stage(Stage::kPpo) && schedule.require_early_training && whole_batch)
-    problems.add("schedule.require_early_training", std::string("excludes ppo.algorithm.") + whole_batch +
-                                                        ", which needs the whole batch before any training");
+  validate_rewards(problems);
+  const std::string whole_batch = whole_batch_key();
+  if (has_stage(Stage::kPpo) && schedule.require_early_training && !whole_batch.empty())
+    problems.add("schedule.require_early_training",
+                 "excludes " + whole_batch + ", which needs the whole batch before any training");
   if (device == Device::kCuda) {
     const CudaStatus gpu = cuda_status();
     problems.add("device", gpu.usable

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "reward/scoring/term_options.h"
 #include "rlhf/config/schema.h"
 #include "rlhf/data/finance_desk/desk.h"
 #include "rlhf/data/records.h"
@@ -145,7 +146,7 @@ struct RewardSection {
     kEnvironment
   };
   Type type = Type::kExactMatch;
-  double weight = 1;
+  TermOptions term;
   double relative_tolerance = 0.005;
   std::string pattern, prefix, suffix;
   std::int64_t min_tokens = 0, max_tokens = 256, slope_tokens = 16;
@@ -163,7 +164,7 @@ struct RewardSection {
               {"length", Type::kLength},
               {"environment", Type::kEnvironment}},
              "Rule; environment: the sum of what an environment gave for the turns");
-    v.field("weight", weight, "Factor of the score in the total", {-1e6, 1e6});
+    term.visit_fields(v);
     v.field("relative_tolerance", relative_tolerance, "number: accepted relative error", {0, 1});
     v.field("pattern", pattern, "regex: Perl-compatible pattern");
     v.field("prefix", prefix, "format: text the response starts with");
@@ -172,6 +173,7 @@ struct RewardSection {
     v.field("max_tokens", max_tokens, "length: longest response without penalty", {1, 1e6});
     v.field("slope_tokens", slope_tokens, "length: tokens outside the range that cost 1", {1, 1e6});
   }
+  void validate(config::Problems& problems) const { term.validate(problems); }
 };
 
 enum class Stage {
@@ -290,11 +292,14 @@ struct RunOptions {
   /// Whether a stage samples responses to training prompts.
   bool needs_prompts() const;
   bool has_teacher() const { return ppo.algorithm.distillation.coefficient > 0; }
+  /// Path of the option that lets no advantage be known before the last response is scored; "" = none.
+  std::string whole_batch_key() const;
   bool has_labels() const { return data.source == DataSource::kFiles && !data.labels_file.empty(); }
   std::string directory() const { return run.dir.empty() ? "runs/" + run.name : run.dir; }
 
  private:
   void validate_ratings(config::Problems& problems) const;
+  void validate_rewards(config::Problems& problems) const;
   void validate_sampling(config::Problems& problems, Stage stage, double reward_model_weight) const;
 };
 

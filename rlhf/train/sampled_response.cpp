@@ -10,13 +10,14 @@ namespace rlhf {
 void Judges::check(const std::string& stage) const {
   RLHF_CHECK(reward_model_weight == 0 || reward_model, stage, ".reward_model_weight is ", reward_model_weight,
              " but there is no reward model: add the stage 'reward' before '", stage, "'");
+  data.rules.check();
   RLHF_CHECK(reward_model_weight != 0 || !data.rules.empty(), stage,
              ": there is neither a rule reward nor a reward model (", stage, ".reward_model_weight is 0)");
 }
 
-void Judges::judge_by_rules(SampledResponse& response) const {
+void Judges::judge_by_rules(SampledResponse& response, std::int64_t iteration) const {
   if (response.judged || data.rules.empty()) return;
-  response.rule_score = data.rules.score({*response.prompt, response.sample, response.text});
+  response.rule_score = data.rules.score({*response.prompt, response.sample, response.text}, iteration);
   response.judged = true;
 }
 

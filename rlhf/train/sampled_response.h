@@ -29,8 +29,8 @@ struct Judges {
 
   /// @throws InvalidArgument when `stage` has no judge, or its weight is for a model that is not there
   void check(const std::string& stage) const;
-  /// Scores a response by the rules, once.
-  void judge_by_rules(SampledResponse& response) const;
+  /// Scores a response by the rules, once, with the weights of an iteration counted from 1.
+  void judge_by_rules(SampledResponse& response, std::int64_t iteration) const;
 };
 
 /// A sample as an answer to `prompt`, not judged yet.

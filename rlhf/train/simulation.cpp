@@ -175,7 +175,7 @@ schedule::SimulatedRun simulated_run(const RunOptions& options) {
   run.epochs = algorithm.epochs;
   run.mini_batches = algorithm.mini_batches;
   run.max_tokens_per_micro_batch = static_cast<std::size_t>(options.ppo.max_tokens_per_micro_batch);
-  run.needs_whole_batch = ppo::needs_whole_batch(algorithm);
+  run.needs_whole_batch = !options.whole_batch_key().empty();
   run.max_new_tokens = options.rollout.max_new_tokens;
   run.engine = {options.rollout.max_sequences, options.rollout.max_tokens_per_step};
   run.seed = options.run.seed;

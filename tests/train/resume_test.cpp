@@ -160,6 +160,8 @@ TEST_CASE("resuming equals the uninterrupted run for other kinds of trained weig
        "ppo.algorithm.critic_update=none", "ppo.critic_init=policy", "rollout.sampling.top_p=0.9"},
       {"ppo.algorithm.reward.normalization=running"},
       {"ppo.algorithm.reward.normalization=reference", "memory.recompute=layers"},
+      {"rewards=[{type: length, max_tokens: 3, normalize: running}, {type: regex, pattern: '[a-m]', "
+       "normalize: group, schedule: [{iteration: 1, factor: 1}, {iteration: 4, factor: 0}]}]"},
       {"rollout.weights=int8"},
       {"rollout.weights=bf16", "model.trainable=lora", "model.lora_rank=2"},
   };

@@ -61,6 +61,9 @@ TEST_CASE("streamed gives the samples, metrics and weights of serial, bit for bi
       // A critic without whitening: advantages of a sample need no other.
       {"ppo.algorithm.advantage.whitening=none", "ppo.algorithm.samples_per_prompt=1"},
       with(kByGroup, {"rollout.weights=int8"}),
+      with(kByGroup, {"rewards=[{type: length, max_tokens: 3, normalize: group}, {type: regex, pattern: "
+                      "'[a-m]', gate: {term: length, min: 0}}]"}),
+      with(kByGroup, {"rewards=[{type: length, max_tokens: 3, normalize: running}]"}),
       // Batch whitening: only scoring overlaps.
       {}};
   int number = 0;
