@@ -1,13 +1,11 @@
 #include "rlhf/cli/bench.h"
 
 #include <algorithm>
-#include <atomic>
 #include <nlohmann/json.hpp>
-#include <numeric>
 
 #include "rlhf/cli/verbs.h"
 #include "rlhf/core/random.h"
-#include "rlhf/tensor/buffer.h"
+#include "rlhf/kernels/machine_rates.h"
 #include "rlhf/train/stage.h"
 
 namespace rlhf::cli {
@@ -18,27 +16,15 @@ double median(std::vector<double> values) {
   return values.size() % 2 ? values[middle] : (values[middle - 1] + values[middle]) / 2;
 }
 
-double read_gb_per_s(const Compute<float>& compute) {
-  constexpr std::int64_t kCount = std::int64_t{1} << 25, kPiece = std::int64_t{1} << 17;
-  constexpr int kPasses = 8, kSums = 16;
-  Buffer<std::uint64_t> memory(static_cast<std::size_t>(kCount));
-  // Untouched memory is all one page of zeros.
-  compute.pool().parallel_for(kCount, kPiece, [&](std::int64_t begin, std::int64_t end) {
-    std::fill(memory.data() + begin, memory.data() + end, std::uint64_t{1});
-  });
-  std::atomic<std::uint64_t> total{0};  // keeps the reads
-  double best = 0;
-  for (int pass = 0; pass < kPasses; ++pass) {
-    const Stopwatch watch;
-    compute.pool().parallel_for(kCount, kPiece, [&](std::int64_t begin, std::int64_t end) {
-      std::uint64_t sums[kSums] = {};
-      for (const std::uint64_t* at = memory.data() + begin; at < memory.data() + end; at += kSums)
-        for (int i = 0; i < kSums; ++i) sums[i] += at[i];
-      total += std::accumulate(sums, sums + kSums, std::uint64_t{0});
-    });
-    best = std::max(best, static_cast<double>(memory.bytes()) / watch.seconds() / 1e9);
-  }
-  return total == 0 ? best : 0;
+void add_rates(nlohmann::ordered_json& out, const BenchRates& rates, const Compute<float>& compute) {
+  const double peak_flops = product_flops_per_s(compute), peak_bytes = read_bytes_per_s(compute);
+  out["gflop_per_s"] = rates.flops / rates.seconds / 1e9;
+  out["machine_gflop_per_s"] = peak_flops / 1e9;
+  out["flop_share"] = rates.flops / rates.seconds / peak_flops;
+  if (rates.weight_bytes == 0) return;
+  out["weights_gb_per_s"] = rates.weight_bytes / rates.seconds / 1e9;
+  out["machine_gb_per_s"] = peak_bytes / 1e9;
+  out["bandwidth_share"] = rates.weight_bytes / rates.seconds / peak_bytes;
 }
 
 void add_machine(nlohmann::ordered_json& out, const Compute<float>& compute) {

@@ -27,9 +27,14 @@ void add_bench_model_options(CLI::App& bench, BenchModelArguments& arguments);
 
 /// The middle value; the mean of the two middle ones when their number is even.
 double median(std::vector<double> values);
-/// Rate at which all threads together read memory that no cache holds, in GB/s: the best of some passes over
-/// 256 MiB.
-double read_gb_per_s(const Compute<float>& compute);
+/// What a measured piece of work has done.
+struct BenchRates {
+  double seconds = 0;
+  double flops = 0;         ///< of matrix products and attention
+  double weight_bytes = 0;  ///< of weights that were read; 0 = not a question of memory
+};
+/// Appends the rates, and their shares of what this machine's products and memory reach at best.
+void add_rates(nlohmann::ordered_json& out, const BenchRates& rates, const Compute<float>& compute);
 /// Appends version, instruction set, threads and the process's peak memory.
 void add_machine(nlohmann::ordered_json& out, const Compute<float>& compute);
 /// Uniform token ids.

@@ -35,6 +35,7 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   const GenerationWeights weights(arguments.weights, loaded);
   const double pack_seconds = packing.seconds();
   std::vector<double> decode, total;
+  double decode_flops = 0, decode_tokens = 0;
   for (std::int64_t r = 0; r < arguments.repetitions; ++r) {
     RolloutEngineOptions options;
     options.max_sequences = arguments.batch;
@@ -49,8 +50,15 @@ void bench_decode(const BenchDecodeArguments& arguments) {
       engine.submit(std::move(request));
     }
     Stopwatch watch;
-    while (engine.busy()) engine.step(weights.get(), 0);
-    const auto& s = engine.statistics();
+    while (engine.busy()) {
+      const auto before = engine.statistics();
+      engine.step(weights.get(), 0);
+      const auto after = engine.statistics();
+      if (after.decode_only_tokens > before.decode_only_tokens)
+        decode_flops += after.matmul_flops - before.matmul_flops;
+    }
+    const auto s = engine.statistics();
+    decode_tokens += static_cast<double>(s.decode_only_tokens);
     total.push_back(static_cast<double>(s.decode_tokens) / watch.seconds());
     if (s.decode_only_seconds > 0)
       decode.push_back(static_cast<double>(s.decode_only_tokens) / s.decode_only_seconds);
@@ -66,12 +74,10 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   out["weights_mb"] = step_bytes / 1e6;
   if (arguments.weights != WeightFormat::kFp32) out["pack_s"] = pack_seconds;
   if (!decode.empty()) {
-    const double tokens_per_s = median(decode), machine = read_gb_per_s(loaded.compute);
-    const double read = step_bytes * tokens_per_s / static_cast<double>(arguments.batch) / 1e9;
+    const double tokens_per_s = median(decode);
     out["decode_tokens_per_s"] = tokens_per_s;
-    out["weights_gb_per_s"] = read;
-    out["machine_read_gb_per_s"] = machine;
-    out["bandwidth_share"] = read / machine;
+    const double batch = static_cast<double>(arguments.batch);
+    add_rates(out, {batch / tokens_per_s, batch * decode_flops / decode_tokens, step_bytes}, loaded.compute);
   }
   add_machine(out, loaded.compute);
   std::cout << out.dump() << "\n";

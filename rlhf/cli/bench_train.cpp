@@ -39,7 +39,9 @@ void bench_train(const BenchTrainArguments& arguments) {
   SequencePass<float> pass(config, compute, arguments.recompute ? Recompute::kLayers : Recompute::kNone);
   Optimizer<float> optimizer({}, model.parameters().trainable().size());
   std::vector<double> step, forward, backward, update;
+  double flops = 0;
   for (std::int64_t r = 0; r <= arguments.repetitions; ++r) {
+    const double flops_before = pass.matmul_flops();
     Stopwatch watch;
     pass.forward(model.parameters().weights(), rows, SequencePass<float>::Keep::kForBackward);
     pass.token_logprobs(model.parameters().weights(), targets, 1, logprobs, {});
@@ -47,6 +49,7 @@ void bench_train(const BenchTrainArguments& arguments) {
     pass.token_logprobs_backward(model.parameters().weights(), targets, 1, gradient, {});
     pass.backward(model.parameters().weights(), rows);
     const double b = watch.lap();
+    flops = pass.matmul_flops() - flops_before;
     optimizer.step(compute, model.parameters(), 1e-6);
     const double u = watch.lap();
     if (r == 0) continue;  // page faults of the first pass
@@ -66,6 +69,7 @@ void bench_train(const BenchTrainArguments& arguments) {
                                 {"forward_s", median(forward)},
                                 {"backward_s", median(backward)},
                                 {"optimizer_s", median(update)}};
+  add_rates(out, {median(step), flops, 0}, compute);
   add_machine(out, compute);
   std::cout << out.dump() << "\n";
 }

@@ -215,9 +215,11 @@ void DecoderRunner<T>::linear(const LinearWeights<T>& w, std::int64_t rows, cons
     if (w.packed)
       packed_linear(ops_.compute(), *w.packed, {x, w.K, w.bias, y, w.N, accumulate}, rows, quantised_);
   }
+  count_products(rows, w.N * w.K);
   if (!w.packed) ops_.linear({x, w.K, w.weight, w.bias, y, w.N, w.K, accumulate}, rows, w.N);
   for (const LoraWeights<T>& adapter : w.adapters) {
     low_rank_.reserve_discard(static_cast<std::size_t>(rows * adapter.rank));
+    count_products(rows, adapter.rank * (w.K + adapter.num_rows));
     ops_.linear({x, w.K, adapter.a, nullptr, low_rank_.data(), adapter.rank, w.K, false}, rows, adapter.rank);
     ops_.scale(low_rank_.data(), adapter.scale, rows * adapter.rank);
     ops_.linear(
@@ -229,6 +231,7 @@ void DecoderRunner<T>::linear(const LinearWeights<T>& w, std::int64_t rows, cons
 template <class T>
 void DecoderRunner<T>::linear_backward(const LinearWeights<T>& w, std::int64_t rows, const T* x, const T* dy,
                                        T* dx, bool accumulate) {
+  count_products(rows, w.N * w.K * ((dx != nullptr) + (w.dweight != nullptr)));
   if (dx) ops_.gemm({dy, w.N, 1, w.weight, w.K, dx, w.K, rows, w.K, w.N, accumulate});
   if (w.dweight) ops_.gemm_wide({dy, 1, w.N, x, w.K, w.dweight, w.K, w.N, w.K, rows, true});
   if (w.dbias) ops_.add_column_sums(w.dbias, dy, rows, w.N);
@@ -239,6 +242,8 @@ void DecoderRunner<T>::linear_backward(const LinearWeights<T>& w, std::int64_t r
     T* u = low_rank_.data();
     T* du = dlow_rank_.data();
     const T* dy_part = dy + adapter.first_row;
+    count_products(rows, r * (adapter.num_rows * (1 + (adapter.db != nullptr)) +
+                              w.K * ((adapter.db != nullptr) + (adapter.da != nullptr) + (dx != nullptr))));
     // du = s dy B, dB += s dy^T u, dA += du^T x, dx += du A with u = A x.
     ops_.gemm({dy_part, w.N, 1, adapter.b, r, du, r, rows, r, adapter.num_rows, false});
     ops_.scale(du, adapter.scale, rows * r);
@@ -249,6 +254,22 @@ void DecoderRunner<T>::linear_backward(const LinearWeights<T>& w, std::int64_t r
     }
     if (adapter.da) ops_.gemm_wide({du, 1, r, x, w.K, adapter.da, w.K, r, w.K, rows, true});
     if (dx) ops_.gemm({du, r, 1, adapter.a, w.K, dx, w.K, rows, w.K, r, true});
+  }
+}
+
+template <class T>
+void DecoderRunner<T>::count_attention(const std::vector<std::int32_t>& positions, std::int64_t first,
+                                       std::int64_t last, int products) {
+  double full = 0;  // keys of all rows without a window
+  for (const std::int32_t position : positions) full += position + 1;
+  for (std::int64_t l = first; l < last; ++l) {
+    double keys = full;
+    if (const std::int64_t width = window(l); width > 0) {
+      keys = 0;
+      for (const std::int32_t position : positions)
+        keys += static_cast<double>(std::min<std::int64_t>(position + 1, width));
+    }
+    matmul_flops_ += 2.0 * products * keys * static_cast<double>(config_.num_heads * config_.head_dim);
   }
 }
 
@@ -355,6 +376,7 @@ void DecoderRunner<T>::forward_layers(const DecoderWeights<T>& weights, const Ro
   if (rows.size() == 0) return;
   const kernels::PassRows view = place(rows);
   grow_rope_table(view.max_keys);
+  count_attention(rows.positions, first, last, 2);
   while (activations && static_cast<std::int64_t>(activations->size()) < last - first)
     activations->emplace_back(ops_.memory());
   for (std::int64_t l = first; l < last; ++l) {

@@ -91,6 +91,11 @@ class DecoderRunner {
                        std::vector<LayerActivations<T>>& activations);
   void backward_embed(const DecoderWeights<T>& weights, const Rows& rows, const T* dx);
 
+  /// Floating-point operations of the matrix products and of attention so far, two a multiply-add, by their
+  /// definition: what a kernel computes beyond it (masked keys of a tile) is left out, what a caller computes
+  /// twice is in.
+  double matmul_flops() const { return matmul_flops_; }
+
   /// Bytes of scratch memory: what the largest call so far has needed.
   std::size_t scratch_bytes() const;
   /// Gives the scratch memory back; the next call makes it again.
@@ -130,6 +135,12 @@ class DecoderRunner {
     return config_.layer_uses_rope[static_cast<std::size_t>(layer)] && !config_.learned_positions;
   }
   kernels::GluKind activation_kind() const;
+  void count_products(std::int64_t rows, std::int64_t weights) {
+    matmul_flops_ += 2 * static_cast<double>(rows) * static_cast<double>(weights);
+  }
+  /// `products`: 2 in attention (q k^T, p v), 5 in its backward.
+  void count_attention(const std::vector<std::int32_t>& positions, std::int64_t first, std::int64_t last,
+                       int products);
   std::int64_t qkv_width() const { return (config_.num_heads + 2 * config_.num_kv_heads) * config_.head_dim; }
   std::int64_t mlp_width() const {
     return config_.gated_mlp ? 2 * config_.intermediate_size : config_.intermediate_size;
@@ -158,6 +169,7 @@ class DecoderRunner {
   Buffer<T> dqkv_, dattention_, dhidden_, dgate_up_, dnormed_, drow_;
   QuantisedRows quantised_;  ///< of products with int8 weights
   std::optional<DeviceRows> device_rows_;
+  double matmul_flops_ = 0;
 };
 
 /// Angle frequencies of rotary embedding (after `scaling`), [head_dim / 2].

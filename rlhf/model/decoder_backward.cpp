@@ -119,6 +119,7 @@ void DecoderRunner<T>::backward_layers(const DecoderWeights<T>& weights, const P
       ops_.memory() ? std::optional<DeviceBlockUses>(std::in_place, *ops_.memory(), packed) : std::nullopt;
   const BackwardRows rows{place(packed.rows()), device_uses ? device_uses->view() : packed.block_uses(),
                           packed.row_trees()};
+  count_attention(packed.rows().positions, first, last, 5);
   for (std::int64_t l = last - 1; l >= first; --l) {
     const LayerWeights<T>& layer = weights.layers[static_cast<std::size_t>(l)];
     LayerActivations<T>& kept = activations[static_cast<std::size_t>(l - first)];

@@ -92,6 +92,8 @@ class SequencePass {
   /// scores). Adapters' few numbers a row are left out.
   static std::size_t activation_bytes(const ModelConfig& config, const PassShape& shape,
                                       std::int64_t kept_layers, Recompute recompute = Recompute::kNone);
+  /// As DecoderRunner::matmul_flops.
+  double matmul_flops() const { return runner_.matmul_flops(); }
   /// Bytes held now: those of the largest passes so far, buffer by buffer.
   std::size_t held_bytes() const;
   /// Gives all buffers back; what the last forward has kept is lost.

@@ -130,6 +130,7 @@ bool PpoRollout::sample_again(std::size_t slot) {
 void PpoRollout::measure() {
   const GenerationStatistics& after = models_.engine->statistics();
   num_steps_ = after.steps - before_.steps;
+  matmul_flops_ = after.matmul_flops - std::exchange(models_.generated_flops, after.matmul_flops);
   const double seconds = after.decode_only_seconds - before_.decode_only_seconds;
   if (seconds > 0)
     decode_tokens_per_s_ =

@@ -28,6 +28,8 @@ class PpoRollout {
   double decode_tokens_per_s() const { return decode_tokens_per_s_; }
   /// Steps of the engine while this batch was generated; with overlap also those of its neighbours.
   std::int64_t num_engine_steps() const { return num_steps_; }
+  /// Floating-point operations of the engine since the batch before was complete.
+  double matmul_flops() const { return matmul_flops_; }
 
  private:
   /// A group's place in the batch. Its prompt changes when dynamic sampling takes another one.
@@ -57,6 +59,7 @@ class PpoRollout {
   std::size_t num_complete_groups_ = 0, num_resampled_groups_ = 0;
   std::size_t trunk_bytes_ = 0;  ///< of all responses
   std::int64_t num_steps_ = 0;
+  double matmul_flops_ = 0;
   double decode_tokens_per_s_ = 0;
 };
 

@@ -1,9 +1,11 @@
 #include "rlhf/train/ppo_trainer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "rlhf/core/error.h"
 #include "rlhf/core/hash.h"
+#include "rlhf/kernels/machine_rates.h"
 
 namespace rlhf {
 
@@ -36,6 +38,7 @@ void PpoTrainer::run() {
     std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
   models_.pack(setting_.context.compute);
 
+  peak_flops_per_s_ = product_flops_per_s(setting_.context.compute);
   PpoWorkload workload(
       setting_, models_, state_, options.first, options.published,
       [&](std::int64_t iteration, const PpoWorkload::Batch& batch, const schedule::IterationTimes& times) {
@@ -89,6 +92,10 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
     metrics.emplace_back("time/generate_wait_s", times.waited(Lane::kGenerate));
     metrics.emplace_back("time/train_wait_s", times.waited(Lane::kTrain));
   }
+  const double flops = take_flops(batch.rollout);
+  metrics.emplace_back("compute/gflop", flops / 1e9);
+  metrics.emplace_back("compute/gflop_per_s", flops / times.wall_s / 1e9);
+  metrics.emplace_back("compute/mfu", flops / times.wall_s / peak_flops_per_s_);
   metrics.emplace_back("tokens_per_s", tokens / times.wall_s);
   metrics.emplace_back("samples_per_s", static_cast<double>(responses.size()) / times.wall_s);
   for (const auto& metric : models_.memory->take_metrics()) metrics.push_back(metric);
@@ -97,6 +104,12 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   watch_proxy(metrics, number);
   if (setting_.context.observer->wants_records())
     setting_.context.observer->record("ppo", number, hashes_after(responses));
+}
+
+// Floating-point operations since the last report.
+double PpoTrainer::take_flops(const PpoRollout& rollout) {
+  const double passed = models_.pass.matmul_flops() + (models_.teacher ? models_.teacher->matmul_flops() : 0);
+  return rollout.matmul_flops() + passed - std::exchange(passed_flops_, passed);
 }
 
 // The reward model is the proxy of what the rules measure.

@@ -22,12 +22,15 @@ class PpoTrainer {
   void report(const PpoWorkload::Batch& batch, const schedule::IterationTimes& times, std::int64_t number);
   Hashes hashes_after(const std::vector<PpoResponse>& responses) const;
   void watch_proxy(const Metrics& metrics, std::int64_t number);
+  double take_flops(const PpoRollout& rollout);
   void log_samples(const std::vector<PpoResponse>& responses, std::int64_t number);
 
   PpoSetting setting_;
   std::unique_ptr<schedule::Policy> policy_;
   PpoModels models_;
   PpoState state_;
+  double peak_flops_per_s_ = 0;  ///< of this machine's products
+  double passed_flops_ = 0;      ///< of scoring and training, until the last report
   ProxyAlarm alarm_;
   std::vector<std::string> warnings_;
 };

@@ -19,8 +19,9 @@ using Json = nlohmann::ordered_json;
 
 // What depends on the machine and its moment, not on the run.
 bool is_reproducible(const std::string& name) {
-  return !name.starts_with("time/") && !name.starts_with("memory/") && !name.ends_with("_per_s") &&
-         name != "rollout/decode_steps";
+  for (const char* group : {"time/", "memory/", "compute/"})
+    if (name.starts_with(group)) return false;
+  return !name.ends_with("_per_s") && name != "rollout/decode_steps";
 }
 
 // A number as metrics.jsonl has it: its digits tell every bit.

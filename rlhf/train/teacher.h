@@ -21,6 +21,8 @@ class Teacher {
   Teacher(const Parameters<float>& parameters, const Compute<float>& compute)
       : parameters_(parameters), pass_(parameters.config(), compute) {}
 
+  /// As DecoderRunner::matmul_flops.
+  double matmul_flops() const { return pass_.matmul_flops(); }
   /// Log-probs of the targets under the teacher.
   std::vector<double> log_probs(const PackedRows& rows, std::span<const TokenTarget> targets,
                                 double temperature);

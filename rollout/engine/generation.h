@@ -73,6 +73,7 @@ struct GenerationStatistics {
   double seconds = 0;
   double decode_only_seconds = 0;  ///< steps without prefill
   std::int64_t decode_only_tokens = 0;
+  double matmul_flops = 0;  ///< as DecoderRunner::matmul_flops
 };
 
 }  // namespace rlhf

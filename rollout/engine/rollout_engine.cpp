@@ -426,6 +426,7 @@ void RolloutEngine::fail_not_finite(const SampledRow& row, const DecoderWeights<
 
 GenerationStatistics RolloutEngine::statistics() const {
   GenerationStatistics out = statistics_;
+  out.matmul_flops = runner_.matmul_flops();
   const SchedulerStatistics& scheduled = scheduler_.statistics();
   out.cached_prefix_tokens = scheduled.cached_prefix_tokens;
   out.preemptions = scheduled.preemptions;

@@ -77,9 +77,12 @@ TEST_CASE("bench train and decode count their tokens") {
                                     "--repetitions", "1", "--recompute"});
   CHECK(train["tokens"] == 64);  // whole sequences
   CHECK(train["tokens_per_s"] > 0);
+  CHECK(train["flop_share"] > 0);
+  CHECK(train["flop_share"] < 1.5);
   const auto decode = package.bench({"decode", "--model", "work/policy", "--batch", "2", "--context", "5",
                                      "--new-tokens", "6", "--repetitions", "1"});
   CHECK(decode["decode_tokens_per_s"] > 0);
+  for (const char* peak : {"machine_gb_per_s", "machine_gflop_per_s"}) CHECK(decode[peak] > 0.01);
 }
 
 TEST_CASE("the instruction set can be chosen from outside") {

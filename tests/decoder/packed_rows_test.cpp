@@ -131,6 +131,32 @@ TEST_CASE("layers that are computed again give the same bits") {
     }
 }
 
+TEST_CASE("floating-point operations of a training pass are those counted by hand") {
+  const auto folder = std::filesystem::path(RLHF_SOURCE_DIR) / "tests" / "golden" / "model_llama_gqa_untied";
+  const auto count = [&](const TrainableOptions& trainable, Recompute recompute) {
+    Model model(folder, trainable, recompute);
+    model.run({{3, 4, 5, 6, 7}, {3, 4, 8}}, 1);
+    return std::pair(model.pass.matmul_flops(), model.parameters.config());
+  };
+  const auto [all, c] = count({}, Recompute::kNone);
+  // Rows: 5 of the first sequence, 1 of the second, whose head is shared. Keys: 1 to 5, and 3.
+  const double rows = 6, keys = 1 + 2 + 3 + 4 + 5 + 3, targets = 4 + 2;
+  const auto D = static_cast<double>(c.hidden_size), F = static_cast<double>(c.intermediate_size),
+             L = static_cast<double>(c.num_layers), V = static_cast<double>(c.vocab_size),
+             Q = static_cast<double>(c.num_heads * c.head_dim),
+             KV = static_cast<double>(c.num_kv_heads * c.head_dim);
+  const double layer = 2 * rows * (D * (Q + 2 * KV) + Q * D + 3 * D * F), attention = 2 * keys * Q,
+               head = 2 * targets * D * V;
+  // Forward, gradient of the input, gradient of the weight; attention has two products forward, five
+  // backward.
+  CHECK(all == L * (3 * layer + 7 * attention) + 3 * head);
+  CHECK(count({}, Recompute::kLayers).first == L * (4 * layer + 9 * attention) + 3 * head);
+  TrainableOptions last;
+  last.mode = TrainableMode::kLastLayers;
+  last.last_layers = 1;
+  CHECK(count(last, Recompute::kNone).first < all);
+}
+
 TEST_CASE("equal tokens behind equal heads have one row, and nothing else has") {
   for (std::uint64_t seed = 1; seed <= 50; ++seed) {
     const Sequences sequences = make_sequences(seed, 12);

@@ -449,3 +449,15 @@ TEST_CASE("statistics count tokens") {
   CHECK(engine->statistics().cached_prefix_tokens == 16);
   CHECK(engine->statistics().prefill_tokens == 19 + 3);
 }
+
+TEST_CASE("floating-point operations are those counted by hand") {
+  Setup setup;
+  auto engine = setup.engine({});
+  run(*engine, setup.model, {make_request(1, 5, 3)});
+  // Five rows of the prompt and two of the response (what follows the last token is not asked for) go through
+  // 2 layers of width 24: queries and keys and values 24 -> 48, output 24 -> 24, three matrices of 24 x 32.
+  const double products = 7 * 2 * 2.0 * (24 * 48 + 24 * 24 + 3 * 24 * 32);
+  const double attention = 2 * 2 * 2.0 * (1 + 2 + 3 + 4 + 5 + 6 + 7) * 24;
+  const double head = 3 * 2.0 * 24 * static_cast<double>(setup.model.config().vocab_size);
+  CHECK(engine->statistics().matmul_flops == products + attention + head);
+}

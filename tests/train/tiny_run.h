@@ -161,10 +161,11 @@ inline std::map<std::string, std::string> files_below(const std::filesystem::pat
   return files;
 }
 
-/// Metrics that measure time, or memory that moves with it, differ from run to run; all others may not.
+/// Metrics that measure time, or memory and work that move with it, differ from run to run; all others may
+/// not.
 inline bool measures_time(const std::string& name) {
-  return name.starts_with("time/") || name.starts_with("memory/") || name.ends_with("_per_s") ||
-         name == "seconds";
+  return name.starts_with("time/") || name.starts_with("memory/") || name.starts_with("compute/") ||
+         name.ends_with("_per_s") || name == "seconds";
 }
 
 }  // namespace rlhf

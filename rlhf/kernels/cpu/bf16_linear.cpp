@@ -29,6 +29,7 @@ template <int MR>
 inline void add_words(const Bf16LinearArgs& args, const float* x, const std::uint32_t* group, std::int64_t k0,
                       std::int64_t k1, Vec<float> (&sums)[MR][kVecs]) {
   for (std::int64_t k = k0; k < k1; ++k) {
+    fetch_ahead(group + k * kPackedColumns);
     Vec<float> even[kVecs], odd[kVecs];
     for (int v = 0; v < kVecs; ++v) {
       const Words words = load(group + k * kPackedColumns + v * L);

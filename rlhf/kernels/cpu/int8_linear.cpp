@@ -30,6 +30,7 @@ inline void sum_tile(const std::uint32_t* x, std::int64_t ldx, std::int64_t word
                      std::int32_t (&sums)[MR][kGroup]) {
   __m512i pairs[MR][2] = {};
   for (std::int64_t k = 0; k < words; ++k, group += kPackedColumns) {
+    fetch_ahead(group);
     const __m512i a = _mm512_loadu_si512(group), b = _mm512_loadu_si512(group + 16);
 #pragma GCC unroll 12
     for (int m = 0; m < MR; ++m) {
@@ -88,6 +89,7 @@ inline void sum_tile(const std::uint32_t* x, std::int64_t ldx, std::int64_t word
   for (int m = 0; m < MR; ++m)
     for (int v = 0; v < V; ++v) pairs[m][v] = zero();
   for (std::int64_t k = 0; k < words; ++k, group += kPackedColumns) {
+    fetch_ahead(group);
     Wide16 value[MR];
     for (int m = 0; m < MR; ++m) value[m] = activation(x[m * ldx + k]);
     for (int v = 0; v < V; ++v) {
