@@ -16,16 +16,15 @@
 namespace rlhf::cli {
 namespace {
 
-struct BenchPipelineArguments {
-  std::string work, mode, schedule = "serial";
-  std::int64_t response_tokens = 0, batch = 32, ppo_epochs = 4, mini_batches = 0, group_size = 0;
+struct BenchPipelineArguments : WorkArguments {
+  std::string schedule = "serial";
+  std::int64_t batch = 32, ppo_epochs = 4, mini_batches = 0, group_size = 0;
   std::int64_t iterations = 3, warmup = 1, last_layers = 0;
   std::int64_t micro_batch_tokens = PpoStageOptions().max_tokens_per_micro_batch;
   int threads = 0;
   bool recompute = false;
 
   std::int64_t all_iterations() const { return warmup + iterations; }
-  bool natural() const { return mode == "natural"; }
   bool groups() const { return group_size > 0; }
   /// The critic begins as the policy and reads the layers that neither trains.
   bool shares_trunk() const { return last_layers > 0; }
@@ -41,7 +40,7 @@ struct BenchPipelineArguments {
     return groups() ? slot / static_cast<std::uint64_t>(group_size) : slot;
   }
   std::int64_t length(const WorkPackage& package, std::uint64_t slot) const {
-    return package.response_tokens(slot, WorkPackage::mode_of(mode), response_tokens);
+    return package.response_tokens(slot, length_mode(), response_tokens);
   }
 };
 
@@ -170,8 +169,6 @@ void bench_pipeline(BenchPipelineArguments arguments) {
              " is no multiple of --group-size ", arguments.group_size);
   RLHF_CHECK(arguments.mini_batches <= arguments.batch, "--mini-batches ", arguments.mini_batches,
              " exceeds --batch ", arguments.batch, ": every optimizer step needs a response");
-  RLHF_CHECK(!arguments.natural() || arguments.response_tokens >= 2, "--response-tokens ",
-             arguments.response_tokens, ": mode natural needs at least 2");
   const WorkPackage work = load_work_package(arguments.work);
   LanguageModel policy = LanguageModel::load(work.folder / "policy", arguments.trainable());
   check_fits(work, policy.config(), arguments.response_tokens);
@@ -200,7 +197,7 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   for (const auto& [name, schedule_mode] : all_modes())
     if (name == arguments.schedule) setting.schedule.mode = schedule_mode;
   setting.adjust_request = [&](GenerationRequest& request, std::uint64_t slot) {
-    work.fix_length(slot, WorkPackage::mode_of(arguments.mode), arguments.response_tokens, request.stop);
+    work.fix_length(slot, arguments.length_mode(), arguments.response_tokens, request.stop);
   };
   FrozenModels frozen;
   if (!arguments.groups())
@@ -220,13 +217,7 @@ void add_bench_pipeline(CLI::App& bench) {
       "Whole iterations of the preset trl-ppo or trl-grpo on a work package (see benchmarks/README.md)");
   auto a = std::make_shared<BenchPipelineArguments>();
   const auto at_least = [](std::int64_t low) { return CLI::Range(low, std::int64_t{1} << 20); };
-  verb->add_option("--work", a->work, "Folder of the work package")->required();
-  verb->add_option("--mode", a->mode, "fixed: all responses of one length; natural: as recorded")
-      ->required()
-      ->check(CLI::IsMember({"fixed", "natural"}));
-  verb->add_option("--response-tokens", a->response_tokens, "Tokens of the longest response")
-      ->required()
-      ->check(at_least(1));
+  add_work_options(*verb, *a)->required();
   std::vector<std::string> modes;
   for (const auto& [name, schedule_mode] : all_modes()) modes.push_back(name);
   verb->add_option("--schedule", a->schedule, "schedule.mode of the run: what overlaps with generation")

@@ -13,9 +13,8 @@
 namespace rlhf::cli {
 namespace {
 
-struct BenchRolloutArguments {
-  std::string work, mode;
-  std::int64_t response_tokens = 0, requests = 64, batch = 32, group_size = 1, repetitions = 5;
+struct BenchRolloutArguments : WorkArguments {
+  std::int64_t requests = 64, batch = 32, group_size = 1, repetitions = 5;
   WeightFormat weights = WeightFormat::kFp32;
   int threads = 0;
 };
@@ -28,7 +27,7 @@ GenerationRequest request_of(const WorkPackage& work, const BenchRolloutArgument
   request.first_sample_index =
       static_cast<std::uint32_t>(slot) % static_cast<std::uint32_t>(arguments.group_size);
   request.prompt = prompt.tokens;
-  work.fix_length(slot, WorkPackage::mode_of(arguments.mode), arguments.response_tokens, request.stop);
+  work.fix_length(slot, arguments.length_mode(), arguments.response_tokens, request.stop);
   return request;
 }
 
@@ -41,8 +40,8 @@ void bench_rollout(const BenchRolloutArguments& arguments) {
   const GenerationWeights weights(arguments.weights, loaded);
   double tokens = 0;
   for (std::int64_t slot = 0; slot < arguments.requests; ++slot)
-    tokens += static_cast<double>(work.response_tokens(
-        static_cast<std::uint64_t>(slot), WorkPackage::mode_of(arguments.mode), arguments.response_tokens));
+    tokens += static_cast<double>(work.response_tokens(static_cast<std::uint64_t>(slot),
+                                                       arguments.length_mode(), arguments.response_tokens));
   std::vector<double> total, decode;
   for (std::int64_t r = 0; r < arguments.repetitions; ++r) {
     RolloutEngineOptions options;
@@ -81,13 +80,7 @@ void add_bench_rollout(CLI::App& bench) {
   auto* verb = bench.add_subcommand(
       "rollout", "Responses of a work package's lengths to its prompts (see benchmarks/README.md)");
   auto a = std::make_shared<BenchRolloutArguments>();
-  verb->add_option("--work", a->work, "Folder of the work package")->required();
-  verb->add_option("--mode", a->mode, "fixed: all responses of one length; natural: as recorded")
-      ->required()
-      ->check(CLI::IsMember({"fixed", "natural"}));
-  verb->add_option("--response-tokens", a->response_tokens, "Tokens of the longest response")
-      ->required()
-      ->check(CLI::Range(2, 1 << 20));
+  add_work_options(*verb, *a)->required();
   verb->add_option("--requests", a->requests, "Responses")->check(CLI::Range(1, 1 << 20));
   verb->add_option("--group-size", a->group_size, "Responses to a prompt")->check(CLI::Range(1, 4096));
   verb->add_option("--batch", a->batch, "Responses that decode at once")->check(CLI::Range(1, 4096));

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "rlhf/cli/bench.h"
+#include "rlhf/cli/work_package.h"
 #include "rlhf/core/error.h"
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/train/language_model.h"
@@ -12,28 +13,64 @@
 namespace rlhf::cli {
 namespace {
 
-struct BenchTrainArguments : BenchModelArguments {
-  std::int64_t tokens = 1024, sequence = 128;
+struct BenchTrainArguments : BenchModelArguments, WorkArguments {
+  std::int64_t tokens = 1024, sequence = 128, rows = 16;
   bool recompute = false;
 };
 
-// One optimizer step on packed sequences with the loss on every token.
+/// What is trained on: the loss is that of the tokens from loss_begin on.
+struct TrainedSequences {
+  std::vector<std::vector<TokenId>> tokens;
+  std::vector<std::int64_t> loss_begin;
+};
+
+TrainedSequences random_sequences(const BenchTrainArguments& arguments, const ModelConfig& config) {
+  const std::int64_t length = std::min(arguments.sequence, arguments.tokens);
+  RLHF_CHECK(length <= config.max_positions, arguments.model, ": --sequence ", length,
+             " exceeds the model's context of ", config.max_positions);
+  TrainedSequences out;
+  for (std::int64_t used = 0; used + length <= arguments.tokens; used += length) {
+    out.tokens.push_back(random_tokens(length, config.vocab_size, static_cast<std::uint64_t>(used) + 1));
+    out.loss_begin.push_back(1);
+  }
+  return out;
+}
+
+// Prompts of the package and random responses of its lengths; the loss is that of the responses.
+TrainedSequences work_sequences(const BenchTrainArguments& arguments, const ModelConfig& config) {
+  const WorkPackage work = load_work_package(arguments.work);
+  check_fits(work, config, arguments.response_tokens);
+  TrainedSequences out;
+  for (std::uint64_t slot = 0; slot < static_cast<std::uint64_t>(arguments.rows); ++slot) {
+    std::vector<TokenId> tokens = work.prompt(slot).tokens;
+    out.loss_begin.push_back(static_cast<std::int64_t>(tokens.size()));
+    const auto response =
+        random_tokens(work.response_tokens(slot, arguments.length_mode(), arguments.response_tokens),
+                      config.vocab_size, slot + 1);
+    tokens.insert(tokens.end(), response.begin(), response.end());
+    out.tokens.push_back(std::move(tokens));
+  }
+  return out;
+}
+
+// One optimizer step on packed sequences.
 void bench_train(const BenchTrainArguments& arguments) {
   ThreadPool pool(arguments.threads);
   const Compute<float> compute(pool, kernels::detect_cpu_isa());
   LanguageModel model = LanguageModel::load(arguments.model, {});
   const ModelConfig& config = model.config();
-  const std::int64_t length = std::min(arguments.sequence, arguments.tokens);
-  RLHF_CHECK(length <= config.max_positions, arguments.model, ": --sequence ", length,
-             " exceeds the model's context of ", config.max_positions);
-  std::vector<std::vector<TokenId>> sequences;
-  for (std::int64_t used = 0; used + length <= arguments.tokens; used += length)
-    sequences.push_back(random_tokens(length, config.vocab_size, static_cast<std::uint64_t>(used) + 1));
+  const TrainedSequences trained =
+      arguments.work.empty() ? random_sequences(arguments, config) : work_sequences(arguments, config);
+  const auto& sequences = trained.tokens;
   const PackedRows rows({sequences.begin(), sequences.end()});
   std::vector<TokenTarget> targets;
-  for (std::size_t s = 0; s < sequences.size(); ++s)
-    for (std::int64_t t = 1; t < length; ++t)
+  double tokens = 0;
+  for (std::size_t s = 0; s < sequences.size(); ++s) {
+    const auto length = static_cast<std::int64_t>(sequences[s].size());
+    tokens += static_cast<double>(length);
+    for (std::int64_t t = trained.loss_begin[s]; t < length; ++t)
       targets.push_back({rows.row(s, t - 1), sequences[s][static_cast<std::size_t>(t)]});
+  }
   std::vector<float> logprobs(targets.size()),
       gradient(targets.size(), -1.0f / static_cast<float>(targets.size()));
   SequencePass<float> pass(config, compute, arguments.recompute ? Recompute::kLayers : Recompute::kNone);
@@ -58,11 +95,14 @@ void bench_train(const BenchTrainArguments& arguments) {
     update.push_back(u);
     step.push_back(f + b + u);
   }
-  const double tokens = static_cast<double>(rows.rows().size());
   nlohmann::ordered_json out = {{"bench", "train"},
                                 {"model", arguments.model},
-                                {"tokens", rows.rows().size()},
-                                {"sequence", length},
+                                {"work", arguments.work},
+                                {"mode", arguments.mode},
+                                {"sequences", sequences.size()},
+                                {"tokens", tokens},
+                                {"rows", rows.rows().size()},
+                                {"targets", targets.size()},
                                 {"recompute", arguments.recompute},
                                 {"weights", "fp32"},
                                 {"tokens_per_s", tokens / median(step)},
@@ -82,6 +122,8 @@ void add_bench_train(CLI::App& bench) {
   add_bench_model_options(*verb, *a);
   verb->add_option("--tokens", a->tokens, "Tokens of the step")->check(CLI::Range(2, 1 << 24));
   verb->add_option("--sequence", a->sequence, "Tokens of one sequence")->check(CLI::Range(2, 1 << 20));
+  add_work_options(*verb, *a)->needs(verb->get_option("--response-tokens"));
+  verb->add_option("--rows", a->rows, "Responses of the work package in a step")->check(CLI::Range(1, 4096));
   verb->add_flag("--recompute", a->recompute, "Keep the inputs of layers only, and compute the rest again");
   verb->callback([a] { bench_train(*a); });
 }

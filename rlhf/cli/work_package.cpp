@@ -44,6 +44,14 @@ void WorkPackage::fix_length(std::uint64_t slot, Mode mode, std::int64_t longest
   if (mode == Mode::kNatural) stop.forced_last = eos;
 }
 
+CLI::Option* add_work_options(CLI::App& bench, WorkArguments& arguments) {
+  bench.add_option("--mode", arguments.mode, "fixed: all responses of one length; natural: as recorded")
+      ->check(CLI::IsMember({"fixed", "natural"}));
+  bench.add_option("--response-tokens", arguments.response_tokens, "Tokens of the longest response")
+      ->check(CLI::Range(2, 1 << 20));
+  return bench.add_option("--work", arguments.work, "Folder of the work package");
+}
+
 WorkPackage load_work_package(const std::filesystem::path& folder) {
   if (!std::filesystem::is_directory(folder))
     fail<IoError>(folder.string(), ": no such directory; expected a work package (work.json, prompts.jsonl, ",

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <CLI/CLI.hpp>
 #include <cstdint>
 #include <filesystem>
 #include <string>
@@ -20,9 +21,6 @@ struct WorkPackage {
     kNatural,  ///< as recorded, ended by the end token
   };
 
-  /// Of "fixed" or "natural".
-  static Mode mode_of(const std::string& name) { return name == "natural" ? Mode::kNatural : Mode::kFixed; }
-
   std::filesystem::path folder;
   std::string variant;  ///< the maker's name for the shapes; may be empty
   TokenId pad = 0, eos = 0;
@@ -35,6 +33,18 @@ struct WorkPackage {
   /// Makes a slot's response have that length, whatever is drawn.
   void fix_length(std::uint64_t slot, Mode mode, std::int64_t longest, StopOptions& stop) const;
 };
+
+/// The work that a bench is told to do.
+struct WorkArguments {
+  std::string work, mode = "natural";
+  std::int64_t response_tokens = 0;
+
+  WorkPackage::Mode length_mode() const {
+    return mode == "natural" ? WorkPackage::Mode::kNatural : WorkPackage::Mode::kFixed;
+  }
+};
+/// Adds --work, --mode and --response-tokens. @return the option --work
+CLI::Option* add_work_options(CLI::App& bench, WorkArguments& arguments);
 
 /// Reads the package's files apart from its models. @throws IoError naming file, key and expectation.
 WorkPackage load_work_package(const std::filesystem::path& folder);

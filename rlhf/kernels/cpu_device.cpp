@@ -158,14 +158,16 @@ void append_grad(const AppendGradArgs<T>& args, const PassRows& rows, void* queu
 
 template <class T>
 void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
-  constexpr std::int64_t kRowsPerTask = 8;  // neighbours are often rows of one sequence
+  constexpr std::int64_t kMostRows = 8;  // neighbours are often rows of one sequence
   const Compute<T>& compute = compute_of<T>(queue);
   const std::int64_t N = args.cache.N, G = args.cache.G, H = args.cache.H;
-  const std::int64_t chunks = (rows.count + kRowsPerTask - 1) / kRowsPerTask;
+  const std::int64_t share = rows.count * G / (4 * compute.pool().num_threads());
+  const std::int64_t rows_per_task = std::clamp<std::int64_t>(share, 1, kMostRows);
+  const std::int64_t chunks = (rows.count + rows_per_task - 1) / rows_per_task;
   const std::int64_t keys = rows.count == 0 ? 1 : rows.positions[rows.count - 1] + kBlockTokens;
-  compute.for_rows(chunks * G, kRowsPerTask * 4 * N * H * keys / G, [&](std::int64_t task) {
-    const std::int64_t first = task / G * kRowsPerTask, last = std::min(rows.count, first + kRowsPerTask);
-    AttentionRow<T> chunk[kRowsPerTask];
+  compute.for_rows(chunks * G, rows_per_task * 4 * N * H * keys / G, [&](std::int64_t task) {
+    const std::int64_t first = task / G * rows_per_task, last = std::min(rows.count, first + rows_per_task);
+    AttentionRow<T> chunk[kMostRows];
     for (std::int64_t t = first; t < last; ++t) {
       const std::int64_t position = rows.positions[t];
       chunk[t - first] = {args.q + t * args.q_stride,

@@ -39,9 +39,14 @@ RolloutWeights::RolloutWeights(WeightFormat format, const DecoderWeights<float>&
   });
 }
 
-void RolloutWeights::refresh(const Compute<float>& compute) {
-  for (Matrix& matrix : matrices_)
-    if (matrix.learns) matrix.packed.pack(compute, matrix.source);
+std::uint64_t RolloutWeights::refresh(const Compute<float>& compute) {
+  std::uint64_t written = 0;
+  for (Matrix& matrix : matrices_) {
+    if (!matrix.learns) continue;
+    matrix.packed.pack(compute, matrix.source);
+    written += matrix.packed.bytes();
+  }
+  return written;
 }
 
 std::uint64_t RolloutWeights::bytes() const {

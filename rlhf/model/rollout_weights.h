@@ -26,8 +26,8 @@ class RolloutWeights {
   /// Of this object's lifetime. For DecoderRunner<float> on the CPU, forward only.
   const DecoderWeights<float>& weights() const { return weights_; }
   WeightFormat format() const { return format_; }
-  /// Packs again what learns. Call when the source has changed.
-  void refresh(const Compute<float>& compute);
+  /// Packs again what learns. Call when the source has changed. @return bytes written
+  std::uint64_t refresh(const Compute<float>& compute);
   /// Of the packed matrices.
   std::uint64_t bytes() const;
   /// What `bytes` is for a model of this shape; 0 for fp32.

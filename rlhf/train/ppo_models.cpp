@@ -91,7 +91,10 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
 }
 
 void PpoModels::publish(const Compute<float>& compute) {
-  if (snapshot) std::ranges::copy(policy.parameters().trainable(), snapshot->trainable().begin());
+  if (snapshot) {
+    std::ranges::copy(policy.parameters().trainable(), snapshot->trainable().begin());
+    copied_bytes_ += snapshot->trainable().size_bytes();
+  }
   pack(compute);
   engine->forget_prefixes();
 }
@@ -99,7 +102,7 @@ void PpoModels::publish(const Compute<float>& compute) {
 void PpoModels::pack(const Compute<float>& compute) {
   if (!rollout_weights) return;
   const Stopwatch watch;
-  rollout_weights->refresh(compute);
+  copied_bytes_ += rollout_weights->refresh(compute);
   pack_seconds_ += watch.seconds();
 }
 

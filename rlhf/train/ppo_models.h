@@ -66,6 +66,9 @@ struct PpoModels {
   void pack(const Compute<float>& compute);
   /// Time that packing took since the last call. Train lane, like publish.
   double take_pack_seconds() { return std::exchange(pack_seconds_, 0); }
+  /// Bytes written for generation to read other weights, since the last call; none on policy in fp32, where
+  /// it reads those that are trained. Train lane.
+  std::uint64_t take_copied_bytes() { return std::exchange(copied_bytes_, 0); }
 
  private:
   const DecoderWeights<float>& generation_source() const {
@@ -76,6 +79,7 @@ struct PpoModels {
                                     const StageContext& context, const ScheduleOptions& schedule) const;
 
   double pack_seconds_ = 0;
+  std::uint64_t copied_bytes_ = 0;
 };
 
 /// Number of leading layers (embedding included) whose weights two models share in memory.

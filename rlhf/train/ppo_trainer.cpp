@@ -86,6 +86,7 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   metrics.emplace_back("time/score_s", score);
   metrics.emplace_back("time/train_s", train);
   metrics.emplace_back("time/iteration_s", times.wall_s);
+  metrics.emplace_back("rollout/copied_weight_bytes", static_cast<double>(models_.take_copied_bytes()));
   if (models_.rollout_weights) metrics.emplace_back("time/pack_s", models_.take_pack_seconds());
   if (policy_->overlaps()) {
     metrics.emplace_back("time/overlap", (generate + score + train) / times.wall_s);

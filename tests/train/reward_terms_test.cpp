@@ -184,8 +184,8 @@ TEST_CASE("options of terms that cannot work are refused with their key") {
           "rewards.0.normalize: goes with no ppo.algorithm.advantage.greedy_baseline");
   // The caller may add terms, so names are known when the run begins, before anything is trained or removed.
   RunObserver silent;
-  Pipeline pipeline(data.options("run", {"rewards=[{type: length, gate: {term: lenght}}]"}), {}, silent);
-  CHECK_THROWS_WITH(pipeline.run(), ContainsSubstring("gate.term is \"lenght\", expected another term"));
+  Pipeline pipeline(data.options("run", {"rewards=[{type: length, gate: {term: lengths}}]"}), {}, silent);
+  CHECK_THROWS_WITH(pipeline.run(), ContainsSubstring("gate.term is \"lengths\", expected another term"));
 }
 
 }  // namespace

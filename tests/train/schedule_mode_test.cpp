@@ -78,6 +78,9 @@ TEST_CASE("streamed gives the samples, metrics and weights of serial, bit for bi
       CHECK((final_policy(data, run) == final_policy(data, name)));
       CHECK(files_below(data.path(run) / "samples") == files_below(data.path(name) / "samples"));
       CHECK(ppo_metrics(streamed) == ppo_metrics(serial));
+      const bool packs = std::ranges::find(variant, "rollout.weights=int8") != variant.end();
+      for (const auto& [step, metrics] : ppo_metrics(streamed))
+        CHECK((metric(metrics, "rollout/copied_weight_bytes", -1) > 0) == packs);
     }
   }
 }
@@ -102,6 +105,7 @@ TEST_CASE("one_step_off repeats bit for bit, resumes exactly, and is one version
   for (std::int64_t step : {2, 3, 4}) {
     CHECK(metric(whole.steps.at({"ppo", step}), "rollout/staleness_mean", -1) == 1);
     CHECK(metric(whole.steps.at({"ppo", step}), "rollout/staleness_max", -1) == 1);
+    CHECK(metric(whole.steps.at({"ppo", step}), "rollout/copied_weight_bytes", -1) > 0);
   }
   attempt(data.options("serial", kByGroup), Start::kFresh);
   CHECK((final_policy(data, "serial") != final_policy(data, "whole")));

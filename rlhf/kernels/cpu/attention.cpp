@@ -58,9 +58,10 @@ void attend(const AttentionArgs<T>& args, const std::int32_t* blocks, std::int64
   const std::int64_t begin = *std::min_element(queries.first_key, queries.first_key + QN) / kB;
   const std::int64_t end = (*std::max_element(queries.num_keys, queries.num_keys + QN) + kB - 1) / kB;
   for (std::int64_t b = begin; b < end; ++b) {
-    const std::int64_t offset = blocks[b] * args.block_stride + g * args.H * kB;
+    const auto offset_of = [&](std::int64_t at) { return blocks[at] * args.block_stride + g * args.H * kB; };
+    const std::int64_t offset = offset_of(b), next = offset_of(std::min(b + 1, end - 1));
     alignas(kVecBytes) T p[QN][kB];
-    dot_keys<T, QN>(queries.q, args.H, args.k + offset, p);
+    dot_keys<T, QN>(queries.q, args.H, args.k + offset, p, {args.k + next, args.v + next});
     for (int i = 0; i < QN; ++i) {
       const KeyRange keys = visible(b, queries.first_key[i], queries.num_keys[i]);
       if (keys.begin >= keys.end) continue;

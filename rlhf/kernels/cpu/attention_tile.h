@@ -29,15 +29,28 @@ inline KeyRange visible(std::int64_t block, std::int64_t first_key, std::int64_t
   return {first_key > base ? first_key - base : 0, num_keys - base < kB ? num_keys - base : kB};
 }
 
+/// The block that is read after this one. Each lies in pages of its own, where the processor does not look
+/// ahead by itself.
+template <class T>
+struct NextBlock {
+  const T* k = nullptr;
+  const T* v = nullptr;
+};
+
 /// dots[i][j] = sum over h of q[i][h] k[h][j], in order of h.
 template <class T, int QN>
-inline void dot_keys(const T* const* q, std::int64_t H, const T* k, T (*dots)[kB]) {
+inline void dot_keys(const T* const* q, std::int64_t H, const T* k, T (*dots)[kB], NextBlock<T> next = {}) {
   Vec<T> sums[QN][kKeyVecs<T>] = {};
-  for (std::int64_t h = 0; h < H; ++h, k += kB)
+  for (std::int64_t h = 0; h < H; ++h, k += kB) {
+    if (next.k) {
+      __builtin_prefetch(next.k + h * kB);
+      __builtin_prefetch(next.v + h * kB);
+    }
     for (int v = 0; v < kKeyVecs<T>; ++v) {
       const Vec<T> keys = load(k + v * kLanes<T>);
       for (int i = 0; i < QN; ++i) sums[i][v] += q[i][h] * keys;
     }
+  }
   for (int i = 0; i < QN; ++i)
     for (int v = 0; v < kKeyVecs<T>; ++v) store(dots[i] + v * kLanes<T>, sums[i][v]);
 }
