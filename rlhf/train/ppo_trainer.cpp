@@ -79,19 +79,23 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   if (const double rate = batch.rollout.decode_tokens_per_s(); rate > 0)
     metrics.emplace_back("rollout/decode_tokens_per_s", rate);
   metrics.emplace_back("rollout/decode_steps", static_cast<double>(batch.rollout.num_engine_steps()));
+  const auto add_time = [&](const std::string& name, double seconds) {
+    metrics.emplace_back("time/" + name + "_s", seconds);
+    metrics.emplace_back("time/" + name + "_share", seconds / times.wall_s);
+  };
   const double generate = times.seconds(Task::kGenerate);
   const double score = times.seconds(Task::kScore) + times.seconds(Task::kAdvantage);
   const double train = times.seconds(Task::kTrain) + times.seconds(Task::kOptimize);
-  metrics.emplace_back("time/generate_s", generate);
-  metrics.emplace_back("time/score_s", score);
-  metrics.emplace_back("time/train_s", train);
+  add_time("generate", generate);
+  add_time("score", score);
+  add_time("train", train);
   metrics.emplace_back("time/iteration_s", times.wall_s);
   metrics.emplace_back("rollout/copied_weight_bytes", static_cast<double>(models_.take_copied_bytes()));
   if (models_.rollout_weights) metrics.emplace_back("time/pack_s", models_.take_pack_seconds());
   if (policy_->overlaps()) {
     metrics.emplace_back("time/overlap", (generate + score + train) / times.wall_s);
-    metrics.emplace_back("time/generate_wait_s", times.waited(Lane::kGenerate));
-    metrics.emplace_back("time/train_wait_s", times.waited(Lane::kTrain));
+    add_time("generate_wait", times.waited(Lane::kGenerate));
+    add_time("train_wait", times.waited(Lane::kTrain));
   }
   const double flops = take_flops(batch.rollout);
   metrics.emplace_back("compute/gflop", flops / 1e9);
