@@ -72,17 +72,6 @@ void attend(const AttentionArgs<T>& args, const std::int32_t* blocks, std::int64
   }
 }
 
-template <class T, int QN = kQueries>
-void attend_some(const AttentionArgs<T>& args, const std::int32_t* blocks, std::int64_t g,
-                 Queries<T>& queries) {
-  if constexpr (QN > 0) {
-    if (queries.count < QN)
-      attend_some<T, QN - 1>(args, blocks, g, queries);
-    else
-      attend<T, QN>(args, blocks, g, queries);
-  }
-}
-
 }  // namespace
 
 template <class T>
@@ -106,7 +95,7 @@ void attention(const AttentionArgs<T>& args, const AttentionRow<T>* rows, std::i
     std::fill_n(queries.out[i], H, T(0));
     const bool last = query + 1 == count * group;
     if (!last && queries.count < kQueries && rows[(query + 1) / group].blocks == row.blocks) continue;
-    attend_some<T>(args, row.blocks, g, queries);
+    with_count<kQueries>(queries.count, [&]<int QN>() { attend<T, QN>(args, row.blocks, g, queries); });
     for (std::int64_t j = 0; j < queries.count; ++j) {
       const T total = sum_of_lanes<T>(queries.totals[j]), inverse = 1 / total;
       for (std::int64_t h = 0; h < H; ++h) queries.out[j][h] *= inverse;

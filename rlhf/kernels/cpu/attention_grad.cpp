@@ -94,17 +94,6 @@ void add_tile(const AttentionArgs<T>& args, const GradQuery<T>* queries, std::in
   for (int i = 0; i < QN; ++i) add_weighted_rows<T>(ds[i], block.k_transposed.data(), H, queries[i].dq);
 }
 
-template <class T, int QN = kQueries>
-void add_some(const AttentionArgs<T>& args, const GradQuery<T>* queries, std::int64_t count, std::int64_t b,
-              Block<T>& block) {
-  if constexpr (QN > 0) {
-    if (count < QN)
-      add_some<T, QN - 1>(args, queries, count, b, block);
-    else
-      add_tile<T, QN>(args, queries, b, block);
-  }
-}
-
 // All queries of one sequence and one K/V head, ordered by their number of keys.
 template <class T>
 void add_run(const AttentionArgs<T>& args, const std::vector<GradQuery<T>>& queries,
@@ -121,7 +110,8 @@ void add_run(const AttentionArgs<T>& args, const std::vector<GradQuery<T>>& quer
     block.dk = dk + offset;
     block.dv = dv + offset;
     for (std::int64_t i = begin; i < count; i += kQueries)
-      add_some<T>(args, queries.data() + i, std::min<std::int64_t>(kQueries, count - i), b, block);
+      with_count<kQueries>(std::min<std::int64_t>(kQueries, count - i),
+                           [&]<int QN>() { add_tile<T, QN>(args, queries.data() + i, b, block); });
   }
 }
 

@@ -78,17 +78,6 @@ void tile(const Bf16LinearArgs& args, std::int64_t m0, const std::uint32_t* grou
   }
 }
 
-template <int MR = kRows>
-void tile_of(std::int64_t rows, const Bf16LinearArgs& args, std::int64_t m0, const std::uint32_t* group,
-             std::int64_t n, std::int64_t columns) {
-  if constexpr (MR > 0) {
-    if (rows < MR)
-      tile_of<MR - 1>(rows, args, m0, group, n, columns);
-    else
-      tile<MR>(args, m0, group, n, columns);
-  }
-}
-
 }  // namespace
 
 void linear_bf16(const Bf16LinearArgs& args, std::int64_t M, std::int64_t p0, std::int64_t p1) {
@@ -101,7 +90,8 @@ void linear_bf16(const Bf16LinearArgs& args, std::int64_t M, std::int64_t p0, st
       if (columns <= 0) break;
       const std::uint32_t* group = args.panels + p * words * kPackedColumns + c;
       for (std::int64_t m = 0; m < M; m += kRows)
-        tile_of(std::min<std::int64_t>(kRows, M - m), args, m, group, n, columns);
+        with_count<kRows>(std::min<std::int64_t>(kRows, M - m),
+                          [&]<int MR>() { tile<MR>(args, m, group, n, columns); });
     }
 }
 

@@ -110,23 +110,13 @@ void few_rows(const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0, std::
   }
 }
 
-template <class T, int MR = kFewRows>
-void few_rows_of(std::int64_t rows, const LinearArgs<T>& args, std::int64_t m0, std::int64_t n0,
-                 std::int64_t n1) {
-  if constexpr (MR > 0) {
-    if (rows < MR)
-      few_rows_of<T, MR - 1>(rows, args, m0, n0, n1);
-    else
-      few_rows<T, MR>(args, m0, n0, n1);
-  }
-}
-
 }  // namespace
 
 template <class T>
 void linear(const LinearArgs<T>& args, std::int64_t m0, std::int64_t m1, std::int64_t n0, std::int64_t n1,
             T* packed) {
-  if (m1 - m0 <= kFewRows) return few_rows_of<T>(m1 - m0, args, m0, n0, n1);
+  if (m1 - m0 <= kFewRows)
+    return with_count<kFewRows>(m1 - m0, [&]<int MR>() { few_rows<T, MR>(args, m0, n0, n1); });
   for (std::int64_t n = n0; n < n1; n += kPanelColumns<T>)
     many_rows(args, m0, m1, n, std::min<std::int64_t>(kPanelColumns<T>, n1 - n), packed);
 }

@@ -84,18 +84,6 @@ void tile(const TileArgs<T>& args) {
   put_tile<T, MR>(args, sums);
 }
 
-template <class T, int MR = kTileRows>
-void tile_of(std::int64_t rows, const TileArgs<T>& args) {
-  if constexpr (MR > 0) {
-    if (rows < MR)
-      tile_of<T, MR - 1>(rows, args);
-    else if (args.a_col_stride == 1)
-      tile<T, MR, true>(args);
-    else
-      tile<T, MR, false>(args);
-  }
-}
-
 /// Rows [i0, i1) of the `columns` columns that a packed block of B holds. `args.a` and `args.c` are row 0.
 template <class T>
 void tiles(TileArgs<T> args, std::int64_t i0, std::int64_t i1) {
@@ -107,7 +95,12 @@ void tiles(TileArgs<T> args, std::int64_t i0, std::int64_t i1) {
     args.a = a + i * args.a_row_stride;
     args.c = c + i * args.ldc;
     args.ahead_rows = std::min(ahead_left, ahead_per_tile);
-    tile_of<T>(std::min<std::int64_t>(kTileRows, i1 - i), args);
+    with_count<kTileRows>(std::min<std::int64_t>(kTileRows, i1 - i), [&]<int MR>() {
+      if (args.a_col_stride == 1)
+        tile<T, MR, true>(args);
+      else
+        tile<T, MR, false>(args);
+    });
     args.ahead += args.ahead_rows * args.ahead_stride;
     ahead_left -= args.ahead_rows;
   }

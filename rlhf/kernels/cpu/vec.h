@@ -45,4 +45,16 @@ inline Vec<T> load_partial(const T* p, std::int64_t count) {
   return load(lanes);
 }
 
+/// Calls fn.template operator()<N>() for N = count, 1 to Most: loops over rows whose number is known when
+/// they are compiled, so that their sums stay in registers.
+template <int Most, class Fn>
+inline void with_count(std::int64_t count, const Fn& fn) {
+  if constexpr (Most > 0) {
+    if (count < Most)
+      with_count<Most - 1>(count, fn);
+    else
+      fn.template operator()<Most>();
+  }
+}
+
 }  // namespace rlhf::kernels::RLHF_ISA
