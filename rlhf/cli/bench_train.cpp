@@ -97,8 +97,6 @@ void bench_train(const BenchTrainArguments& arguments) {
   }
   nlohmann::ordered_json out = {{"bench", "train"},
                                 {"model", arguments.model},
-                                {"work", arguments.work},
-                                {"mode", arguments.mode},
                                 {"sequences", sequences.size()},
                                 {"tokens", tokens},
                                 {"rows", rows.rows().size()},
@@ -109,6 +107,10 @@ void bench_train(const BenchTrainArguments& arguments) {
                                 {"forward_s", median(forward)},
                                 {"backward_s", median(backward)},
                                 {"optimizer_s", median(update)}};
+  if (!arguments.work.empty()) {
+    out["work"] = arguments.work;
+    out["mode"] = arguments.mode;
+  }
   add_rates(out, {median(step), flops, 0}, compute);
   add_machine(out, compute);
   std::cout << out.dump() << "\n";

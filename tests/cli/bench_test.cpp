@@ -79,6 +79,11 @@ TEST_CASE("bench train and decode count their tokens") {
   CHECK(train["tokens_per_s"] > 0);
   CHECK(train["flop_share"] > 0);
   CHECK(train["flop_share"] < 1.5);
+  const auto work = package.bench({"train", "--model", "work/policy", "--work", "work", "--rows", "4",
+                                   "--response-tokens", "12", "--repetitions", "1"});
+  CHECK(work["mode"] == "natural");
+  CHECK(work["targets"] == 6 + 3 + 12 + 4);     // 12 times the fractions
+  CHECK(work["tokens"] == 25 + 3 + 4 + 1 + 3);  // and the prompts
   const auto decode = package.bench({"decode", "--model", "work/policy", "--batch", "2", "--context", "5",
                                      "--new-tokens", "6", "--repetitions", "1"});
   CHECK(decode["decode_tokens_per_s"] > 0);
