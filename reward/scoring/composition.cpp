@@ -48,6 +48,9 @@ double checked_score(const RewardTerm& term, const std::string& name, const Scor
 void RewardComposition::add(std::unique_ptr<RewardTerm> term, TermOptions options) {
   RLHF_CHECK(term != nullptr, "reward composition: the term is missing");
   if (options.name.empty()) options.name = term->name();
+  for (const char* reserved : {"total", "rules", "model"})
+    RLHF_CHECK(options.name != reserved, "reward composition: a term cannot be called \"", reserved,
+               "\": the metric reward/", reserved, " is another number");
   for (const Entry& entry : entries_)
     RLHF_CHECK(entry.options.name != options.name, "reward composition: two terms are called \"",
                options.name, "\"; give them names of their own");

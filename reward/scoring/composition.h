@@ -41,7 +41,8 @@ class RewardComposition {
  public:
   using Iteration = std::optional<std::int64_t>;
 
-  /// @throws InvalidArgument for a missing term, a name given twice, or options that are not valid.
+  /// @throws InvalidArgument for a missing term, a name given twice or reserved (total, rules, model), or
+  /// options that are not valid.
   void add(std::unique_ptr<RewardTerm> term, TermOptions options);
   /// After all terms are added. @throws InvalidArgument when a gate looks at a term that is not there or at
   /// itself; names those that are.

@@ -38,7 +38,7 @@ struct WeightPoint {
 /// What a term's values are measured against before they are weighted, where they are learned from.
 enum class TermNormalization {
   kNone,
-  kGroup,  ///< (v - mean) / (deviation + 1e-4) over the responses to the prompt; GDPO, arXiv 2601.05242 eq. 4
+  kGroup,    ///< (v - mean) / (deviation + 1e-4) over the responses to the prompt; GDPO, arXiv 2601.05242
   kRunning,  ///< (v - mean) / (deviation + 1e-8) over all responses of the stage so far, this batch included
 };
 

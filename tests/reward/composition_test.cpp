@@ -95,7 +95,9 @@ TEST_CASE("terms and weights are checked when they are added") {
                     ContainsSubstring("point 0 is not finite"));
   CHECK_THROWS_WITH(composition.add(term("b", length_of), {.gate = TermGate{"a", NAN}}),
                     ContainsSubstring("must be finite"));
-  composition.add(term("a", length_of), {.name = "again"});
+  CHECK_THROWS_WITH(composition.add(term("total", length_of), {}),
+                    ContainsSubstring("cannot be called \"total\""));
+  composition.add(term("total", length_of), {.name = "again"});
   CHECK(composition.names() == std::vector<std::string>{"a", "again"});
 }
 
