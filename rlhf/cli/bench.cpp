@@ -17,11 +17,12 @@ double median(std::vector<double> values) {
 }
 
 void add_rates(nlohmann::ordered_json& out, const BenchRates& rates, const Compute<float>& compute) {
-  const double peak_flops = product_flops_per_s(compute), peak_bytes = read_bytes_per_s(compute);
+  const double peak_flops = product_flops_per_s(compute);
   out["gflop_per_s"] = rates.flops / rates.seconds / 1e9;
   out["machine_gflop_per_s"] = peak_flops / 1e9;
   out["flop_share"] = rates.flops / rates.seconds / peak_flops;
   if (rates.weight_bytes == 0) return;
+  const double peak_bytes = read_bytes_per_s(compute);
   out["weights_gb_per_s"] = rates.weight_bytes / rates.seconds / 1e9;
   out["machine_gb_per_s"] = peak_bytes / 1e9;
   out["bandwidth_share"] = rates.weight_bytes / rates.seconds / peak_bytes;

@@ -33,7 +33,8 @@ struct BenchRates {
   double flops = 0;         ///< of matrix products and attention
   double weight_bytes = 0;  ///< of weights that were read; 0 = not a question of memory
 };
-/// Appends the rates, and their shares of what this machine's products and memory reach at best.
+/// Appends the rates, and their shares of what this machine's products and memory reach at best. After
+/// add_machine: measuring memory takes 256 MiB.
 void add_rates(nlohmann::ordered_json& out, const BenchRates& rates, const Compute<float>& compute);
 /// Appends version, instruction set, threads and the process's peak memory.
 void add_machine(nlohmann::ordered_json& out, const Compute<float>& compute);

@@ -73,13 +73,13 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   const auto step_bytes = static_cast<double>(weight_bytes(arguments.weights, weights.get()));
   out["weights_mb"] = step_bytes / 1e6;
   if (arguments.weights != WeightFormat::kFp32) out["pack_s"] = pack_seconds;
+  if (!decode.empty()) out["decode_tokens_per_s"] = median(decode);
+  add_machine(out, loaded.compute);
   if (!decode.empty()) {
     const double tokens_per_s = median(decode);
-    out["decode_tokens_per_s"] = tokens_per_s;
     const double batch = static_cast<double>(arguments.batch);
     add_rates(out, {batch / tokens_per_s, batch * decode_flops / decode_tokens, step_bytes}, loaded.compute);
   }
-  add_machine(out, loaded.compute);
   std::cout << out.dump() << "\n";
 }
 

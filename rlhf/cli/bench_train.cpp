@@ -111,8 +111,8 @@ void bench_train(const BenchTrainArguments& arguments) {
     out["work"] = arguments.work;
     out["mode"] = arguments.mode;
   }
-  add_rates(out, {median(step), flops, 0}, compute);
   add_machine(out, compute);
+  add_rates(out, {median(step), flops, 0}, compute);
   std::cout << out.dump() << "\n";
 }
 
@@ -124,7 +124,7 @@ void add_bench_train(CLI::App& bench) {
   add_bench_model_options(*verb, *a);
   verb->add_option("--tokens", a->tokens, "Tokens of the step")->check(CLI::Range(2, 1 << 24));
   verb->add_option("--sequence", a->sequence, "Tokens of one sequence")->check(CLI::Range(2, 1 << 20));
-  add_work_options(*verb, *a)->needs(verb->get_option("--response-tokens"));
+  add_work_options(*verb, *a);
   verb->add_option("--rows", a->rows, "Responses of the work package in a step")->check(CLI::Range(1, 4096));
   verb->add_flag("--recompute", a->recompute, "Keep the inputs of layers only, and compute the rest again");
   verb->callback([a] { bench_train(*a); });

@@ -47,9 +47,10 @@ void WorkPackage::fix_length(std::uint64_t slot, Mode mode, std::int64_t longest
 CLI::Option* add_work_options(CLI::App& bench, WorkArguments& arguments) {
   bench.add_option("--mode", arguments.mode, "fixed: all responses of one length; natural: as recorded")
       ->check(CLI::IsMember({"fixed", "natural"}));
-  bench.add_option("--response-tokens", arguments.response_tokens, "Tokens of the longest response")
-      ->check(CLI::Range(2, 1 << 20));
-  return bench.add_option("--work", arguments.work, "Folder of the work package");
+  auto* tokens =
+      bench.add_option("--response-tokens", arguments.response_tokens, "Tokens of the longest response")
+          ->check(CLI::Range(2, 1 << 20));
+  return bench.add_option("--work", arguments.work, "Folder of the work package")->needs(tokens);
 }
 
 WorkPackage load_work_package(const std::filesystem::path& folder) {

@@ -43,7 +43,7 @@ struct WorkArguments {
     return mode == "natural" ? WorkPackage::Mode::kNatural : WorkPackage::Mode::kFixed;
   }
 };
-/// Adds --work, --mode and --response-tokens. @return the option --work
+/// Adds --work, which needs --response-tokens, and --mode. @return the option --work
 CLI::Option* add_work_options(CLI::App& bench, WorkArguments& arguments);
 
 /// Reads the package's files apart from its models. @throws IoError naming file, key and expectation.

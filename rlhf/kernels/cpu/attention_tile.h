@@ -29,8 +29,7 @@ inline KeyRange visible(std::int64_t block, std::int64_t first_key, std::int64_t
   return {first_key > base ? first_key - base : 0, num_keys - base < kB ? num_keys - base : kB};
 }
 
-/// The block that is read after this one. Each lies in pages of its own, where the processor does not look
-/// ahead by itself.
+/// The block that is read after this one; blocks lie anywhere in the cache, so only the table says where.
 template <class T>
 struct NextBlock {
   const T* k = nullptr;
