@@ -6,6 +6,7 @@ find_package(yaml-cpp REQUIRED)
 find_package(PkgConfig REQUIRED)
 pkg_check_modules(PCRE2 REQUIRED IMPORTED_TARGET libpcre2-8)
 pkg_check_modules(UTF8PROC REQUIRED IMPORTED_TARGET libutf8proc)
+pkg_check_modules(HTTPLIB REQUIRED IMPORTED_TARGET cpp-httplib)
 
 # yaml-cpp names its target yaml-cpp before 0.8 and yaml-cpp::yaml-cpp from then on.
 if(TARGET yaml-cpp::yaml-cpp)

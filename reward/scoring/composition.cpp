@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <utility>
 
 #include "rlhf/core/error.h"
@@ -31,16 +30,35 @@ std::string where(const std::string& name, const ScoredSample& scored) {
                 scored.sample.sample_index);
 }
 
-double checked_score(const RewardTerm& term, const std::string& name, const ScoredSample& scored) {
+// A term's score, or failure_score and the reason.
+double checked_score(const RewardTerm& term, const TermOptions& options, const ScoredSample& scored,
+                     const std::shared_future<double>& pending, std::string& reason) {
   double score = 0;
   try {
-    score = term.score(scored);
+    score = pending.valid() ? pending.get() : term.score(scored);
+  } catch (const RewardUnavailable& error) {
+    if (options.on_failure == OnFailure::kStop) fail<Error>(where(options.name, scored), ": ", error.what());
+    reason = error.what();
+    return options.failure_score;
   } catch (const std::exception& error) {
-    fail<Error>(where(name, scored), ": ", error.what());
+    fail<Error>(where(options.name, scored), ": ", error.what());
   }
   if (!std::isfinite(score))
-    fail<Error>(where(name, scored), ": the score is ", score, ", expected a finite number");
+    fail<Error>(where(options.name, scored), ": the score is ", score, ", expected a finite number");
   return score;
+}
+
+// Mean, deviation and range; 0 without a score.
+void describe(const std::vector<double>& raw, TermStatistics& out) {
+  if (raw.empty()) return;
+  const auto count = static_cast<double>(raw.size());
+  for (const double score : raw) out.mean += score;
+  out.mean /= count;
+  for (const double score : raw) out.stddev += std::pow(score - out.mean, 2);
+  out.stddev = std::sqrt(out.stddev / count);
+  const auto [min, max] = std::ranges::minmax(raw);
+  out.min = min;
+  out.max = max;
 }
 
 }  // namespace
@@ -102,10 +120,23 @@ bool RewardComposition::is_gated(const Entry& entry, const std::vector<double>& 
   return entry.options.gate && terms.at(gate_of(entry)) < entry.options.gate->min;
 }
 
-Score RewardComposition::score(const ScoredSample& scored, Iteration iteration) const {
+PendingScore RewardComposition::begin(const ScoredSample& scored) const {
+  PendingScore pending;
+  for (const Entry& entry : entries_) pending.push_back(entry.term->begin(scored));
+  return pending;
+}
+
+Score RewardComposition::score(const ScoredSample& scored, Iteration iteration,
+                               const PendingScore& pending) const {
   Score out;
-  for (const Entry& entry : entries_)
-    out.terms.push_back(checked_score(*entry.term, entry.options.name, scored));
+  out.reasons.resize(entries_.size());
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    const auto& [term, options] = entries_[i];
+    out.terms.push_back(checked_score(*term, options, scored,
+                                      pending.empty() ? std::shared_future<double>() : pending.at(i),
+                                      out.reasons[i]));
+    out.dropped |= !out.reasons[i].empty() && options.on_failure == OnFailure::kDrop;
+  }
   for (std::size_t i = 0; i < entries_.size(); ++i) {
     const Entry& entry = entries_[i];
     out.values.push_back(is_gated(entry, out.terms) ? entry.options.gate->otherwise
@@ -125,24 +156,19 @@ std::vector<TermStatistics> RewardComposition::summarise(std::span<const Score> 
     const Entry& entry = entries_[i];
     term.name = entry.options.name;
     if (scores.empty()) continue;
-    term.min = std::numeric_limits<double>::infinity();
-    term.max = -term.min;
+    std::vector<double> raw;
     for (const Score& score : scores) {
-      const double raw = score.terms.at(i);
       const bool gated = is_gated(entry, score.terms);
-      term.mean += raw;
-      term.min = std::min(term.min, raw);
-      term.max = std::max(term.max, raw);
       term.gated += gated;
-      term.clipped += !gated && clip(entry.options, raw) != raw;
+      term.clipped += !gated && clip(entry.options, score.terms.at(i)) != score.terms[i];
       weighted[i] += std::abs(weight(i, iteration) * score.values.at(i));
+      if (score.reasons.at(i).empty()) raw.push_back(score.terms[i]);
     }
     const auto count = static_cast<double>(scores.size());
-    term.mean /= count;
     term.clipped /= count;
     term.gated /= count;
-    for (const Score& score : scores) term.stddev += std::pow(score.terms[i] - term.mean, 2);
-    term.stddev = std::sqrt(term.stddev / count);
+    term.failed = 1 - static_cast<double>(raw.size()) / count;
+    describe(raw, term);
     all += weighted[i];
   }
   for (std::size_t i = 0; i < out.size() && all > 0; ++i) out[i].share = weighted[i] / all;

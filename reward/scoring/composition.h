@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <optional>
 #include <span>
@@ -15,10 +16,15 @@ namespace rlhf {
 
 /// The score of one response. Terms are in the order of the composition's names.
 struct Score {
-  double total = 0;            ///< sum of weight * factor * value, not normalised
-  std::vector<double> terms;   ///< raw scores
-  std::vector<double> values;  ///< after gates and clips
+  double total = 0;                       ///< sum of weight * factor * value, not normalised
+  std::vector<double> terms = {};         ///< raw scores; failure_score where there was none
+  std::vector<double> values = {};        ///< after gates and clips
+  std::vector<std::string> reasons = {};  ///< why a term had no score; "" = it had one
+  bool dropped = false;                   ///< a term with on_failure: drop had none
 };
+
+/// Scores of one response that are under way, term by term; empty = none was begun.
+using PendingScore = std::vector<std::shared_future<double>>;
 
 /// What one term did over a set of responses.
 struct TermStatistics {
@@ -29,6 +35,7 @@ struct TermStatistics {
   double max = 0;
   double clipped = 0;  ///< share of responses whose score was clipped, in [0, 1]
   double gated = 0;    ///< share of responses whose gate was closed, in [0, 1]
+  double failed = 0;   ///< share of responses without a score, which mean to max leave out, in [0, 1]
   /// sum |weighted value| of this term over that of all terms, in [0, 1]; 0 when all are 0
   double share = 0;
 };
@@ -57,9 +64,11 @@ class RewardComposition {
 
   /// weight * factor of a term.
   double weight(std::size_t term, Iteration iteration) const;
-  /// Scores one response. @throws Error naming term and prompt id when a term throws or returns NaN or
-  /// infinity; InvalidArgument as check().
-  Score score(const ScoredSample& scored, Iteration iteration = {}) const;
+  /// Begins what can be scored in the background. `scored` need not live on.
+  PendingScore begin(const ScoredSample& scored) const;
+  /// Scores one response, which `pending` was begun for. @throws Error naming term and prompt id when a term
+  /// throws or returns NaN or infinity; InvalidArgument as check().
+  Score score(const ScoredSample& scored, Iteration iteration = {}, const PendingScore& pending = {}) const;
 
   /// Summarises scores of this composition, one entry a term. Empty input gives zeros.
   std::vector<TermStatistics> summarise(std::span<const Score> scores, Iteration iteration = {}) const;

@@ -8,6 +8,10 @@ namespace rlhf {
 
 void TermOptions::validate(config::Problems& problems) const {
   if (!std::isfinite(weight)) problems.add("weight", concat("is ", weight, ", expected a finite number"));
+  if (!std::isfinite(failure_score))
+    problems.add("failure_score", concat("is ", failure_score, ", expected a finite number"));
+  if (on_failure == OnFailure::kDrop && normalize != TermNormalization::kNone)
+    problems.add("on_failure", "drop goes with no normalize, which measures a response against the others");
   // Written so that NaN is a problem too.
   if ((clip_min && std::isnan(*clip_min)) || (clip_max && std::isnan(*clip_max)) ||
       (clip_min && clip_max && !(*clip_min <= *clip_max)))

@@ -42,6 +42,13 @@ enum class TermNormalization {
   kRunning,  ///< (v - mean) / (deviation + 1e-8) over all responses of the stage so far, this batch included
 };
 
+/// What becomes of a response for which a term has no score (RewardUnavailable).
+enum class OnFailure {
+  kStop,   ///< the run ends, and can be resumed
+  kScore,  ///< it counts as failure_score
+  kDrop,   ///< the response is not learned from
+};
+
 /// How one term enters the total: `weight * factor(iteration) * value`, where value is the raw score clipped
 /// to [clip_min, clip_max], or what a closed gate says.
 struct TermOptions {
@@ -51,6 +58,8 @@ struct TermOptions {
   std::optional<TermGate> gate = {};
   std::vector<WeightPoint> schedule = {};  ///< linear between its points, constant outside; empty = factor 1
   TermNormalization normalize = TermNormalization::kNone;
+  OnFailure on_failure = OnFailure::kStop;
+  double failure_score = 0;
 
   template <class V>
   void visit_fields(V& v) {
@@ -67,6 +76,12 @@ struct TermOptions {
               {"group", TermNormalization::kGroup},
               {"running", TermNormalization::kRunning}},
              "What the term's values are measured against before they are weighted; not in evaluation");
+    v.choice("on_failure", on_failure,
+             {{"stop", OnFailure::kStop}, {"score", OnFailure::kScore}, {"drop", OnFailure::kDrop}},
+             "What becomes of a response that the term cannot score, e.g. after a time-out: stop ends the "
+             "run, score counts failure_score, drop learns nothing from the response");
+    v.field("failure_score", failure_score,
+            "Score of a response that the term could not score: with on_failure: score, and in evaluation");
   }
   void validate(config::Problems& problems) const;
 };

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 
 #include "rlhf/core/error.h"
 
@@ -50,7 +51,7 @@ Experience lay_out(const PpoOptions& options, std::span<const ScoredResponse> re
     check_response(options, r, i);
     const std::size_t n = r.log_probs.size();
     const std::size_t values = std::max(n, r.values.size());
-    const bool dropped = options.reward.mask_truncated && r.truncated;
+    const bool dropped = r.unscored || (options.reward.mask_truncated && r.truncated);
     for (std::size_t t = 0; t < values; ++t) {
       const std::uint8_t counts = dropped ? 0 : (t < n && !r.mask.empty() ? r.mask[t] : 1);
       e.value_mask.push_back(counts);
@@ -118,6 +119,22 @@ std::vector<double> shaped_scores(const PpoOptions& options, std::span<const Sco
                                                                       : scores;
 }
 
+// What cannot be scored takes its group's mean, or where the group has none the mean of all, so that it moves
+// no baseline away from the others.
+void replace_unscored(std::span<const ScoredResponse> responses, std::vector<double>& scores) {
+  if (std::ranges::none_of(responses, &ScoredResponse::unscored)) return;
+  const auto mean = [&](const auto& counts) {
+    double sum = 0, count = 0;
+    for (std::size_t i = 0; i < responses.size(); ++i)
+      if (!responses[i].unscored && counts(responses[i])) sum += scores[i], ++count;
+    return count > 0 ? std::optional(sum / count) : std::nullopt;
+  };
+  const double all = mean([](const ScoredResponse&) { return true; }).value_or(0);
+  for (std::size_t i = 0; i < responses.size(); ++i)
+    if (responses[i].unscored)
+      scores[i] = mean([&](const ScoredResponse& r) { return r.group == responses[i].group; }).value_or(all);
+}
+
 // Scores after baseline, scale and (OpenRLHF) the late clip.
 std::vector<double> baselined_scores(const PpoOptions& options, Experience& e,
                                      std::span<const ScoredResponse> responses, std::vector<double> scores) {
@@ -128,6 +145,7 @@ std::vector<double> baselined_scores(const PpoOptions& options, Experience& e,
     lengths.push_back(static_cast<double>(count_tokens(e.rows(), i)));
     if (options.advantage.greedy_baseline) scores[i] -= responses[i].greedy_score;
   }
+  replace_unscored(responses, scores);
   const GroupOptions& group = options.advantage.group;
   if (group.baseline != GroupBaseline::kNone || group.scale != GroupScale::kNone) {
     scores = group_advantages(group, {scores, groups, lengths});
@@ -344,7 +362,7 @@ void measure_batch(const PpoOptions& options, double kl_coefficient,
 }  // namespace
 
 bool has_counting_token(const PpoOptions& options, const ScoredResponse& response) {
-  if (options.reward.mask_truncated && response.truncated) return false;
+  if (response.unscored || (options.reward.mask_truncated && response.truncated)) return false;
   if (response.mask.empty()) return !response.log_probs.empty();
   return std::ranges::find(response.mask, 1) != response.mask.end();
 }

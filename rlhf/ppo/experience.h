@@ -29,6 +29,8 @@ struct ScoredResponse {
   std::uint64_t group = 0;     ///< responses to one prompt share it
   bool ended = true;           ///< ended with EOS (for the missing-EOS penalty)
   bool truncated = false;      ///< stopped by the length limit
+  /// No score could be had: nothing is learned from it, and its group's mean takes the place of its score.
+  bool unscored = false;
 };
 
 /// The rollout batch, ready to be trained on. Token arrays are flat over `offsets`; value arrays over

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "reward/remote/http_reward.h"
 #include "reward/rules/finance_rules.h"
 #include "reward/rules/text_rules.h"
 #include "rlhf/core/error.h"
@@ -61,6 +62,8 @@ std::unique_ptr<RewardTerm> make_rule(const RewardSection& section) {
                                                             static_cast<std::size_t>(section.slope_tokens)});
     case Type::kEnvironment:
       return std::make_unique<EnvironmentReward>();
+    case Type::kHttp:
+      return std::make_unique<HttpReward>(*section.http);
   }
   fail<InternalError>("unknown reward type");
 }

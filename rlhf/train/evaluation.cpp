@@ -1,6 +1,7 @@
 #include "rlhf/train/evaluation.h"
 
 #include <algorithm>
+#include <deque>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <numeric>
@@ -100,6 +101,16 @@ std::vector<const Prompt*> asked_prompts(const TaskData& data, std::int64_t case
   return asked;
 }
 
+// Terms that wait for something wait for all answers at once.
+std::vector<double> rule_scores(const RewardComposition& rules, const std::vector<ScoredSample>& answers) {
+  std::vector<PendingScore> pending;
+  for (const ScoredSample& answer : answers) pending.push_back(rules.begin(answer));
+  std::vector<double> scores;
+  for (std::size_t i = 0; i < answers.size(); ++i)
+    scores.push_back(rules.score(answers[i], {}, pending[i]).total);
+  return scores;
+}
+
 }  // namespace
 
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
@@ -123,14 +134,17 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
     JudgedResponse response;
     response.prompt = asked[sample.prompt_id];
     response.text = response_text(model, sample);
-    if (!data.rules.empty())
-      response.score = data.rules.score({*response.prompt, sample, response.text}).total;
     if (data.is_well_formed) response.well_formed = data.is_well_formed(*response.prompt, response.text);
     response.ended = sample.finish_reason == FinishReason::kStop;
     response.tokens = sample.tokens;
     response.mask = sample.mask;
     evaluation.responses.push_back(std::move(response));
   }
+  std::vector<ScoredSample> answers;
+  for (std::size_t i = 0; i < samples.size(); ++i)
+    answers.push_back({*evaluation.responses[i].prompt, samples[i], evaluation.responses[i].text});
+  const std::vector<double> scores = rule_scores(data.rules, answers);
+  for (std::size_t i = 0; i < scores.size(); ++i) evaluation.responses[i].score = scores[i];
   summarise_tasks(evaluation);
   evaluation.seconds = watch.seconds();
   return evaluation;
@@ -163,19 +177,22 @@ void add_kl(Evaluation& evaluation, const Parameters<float>& policy, const Param
 }
 
 double score_constant_answer(const TaskData& data, const TaskBaseline& baseline, const LanguageModel& model) {
-  double sum = 0, count = 0;
+  std::deque<Sample> samples;
+  std::deque<std::string> texts;
+  std::vector<ScoredSample> answers;
   const EpisodeRunner* environment = data.environment(baseline.task);
   for (const Prompt& prompt : data.eval_prompts) {
     if (prompt.task != baseline.task) continue;
     const TrainingExample example = make_example(model, prompt.tokens, baseline.answer, environment);
-    Sample sample;
+    Sample& sample = samples.emplace_back();
     sample.tokens.assign(example.tokens.begin() + static_cast<std::ptrdiff_t>(prompt.tokens.size()),
                          example.tokens.end());
     sample.mask.assign(sample.tokens.size(), 1);
-    sum += data.rules.score({prompt, sample, response_text(model, sample)}).total;
-    ++count;
+    answers.push_back({prompt, sample, texts.emplace_back(response_text(model, sample))});
   }
-  return count > 0 ? sum / count : 0;
+  const std::vector<double> scores = rule_scores(data.rules, answers);
+  const double sum = std::accumulate(scores.begin(), scores.end(), 0.0);
+  return scores.empty() ? 0 : sum / static_cast<double>(scores.size());
 }
 
 double PairedScores::mean_difference() const {

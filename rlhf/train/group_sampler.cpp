@@ -26,6 +26,9 @@ GroupSampler::GroupSampler(std::string stage, const LanguageModel& policy,
   judges_.check(stage_);
   RLHF_CHECK(!TermNormalizers::needs_whole_batch(data.rules), stage_,
              ": normalize: running of a reward term is for the stage ppo; use group or none");
+  for (std::size_t i = 0; i < data.rules.size(); ++i)
+    RLHF_CHECK(data.rules.options(i).on_failure != OnFailure::kDrop, stage_,
+               ": on_failure: drop of a reward term is for the stage ppo; use stop or score");
   const DecoderWeights<float>& weights = policy.parameters().weights();
   if (rollout.weights != WeightFormat::kFp32)
     packed_.emplace(rollout.weights, weights, weights, context.compute);
@@ -69,6 +72,7 @@ std::vector<ResponseGroup> GroupSampler::draw(std::int64_t iteration, std::int64
     const std::size_t place = sample.prompt_id;
     groups[place].push_back(
         {make_sampled_response(policy_, data_.train_prompts[items[place]], std::move(sample)), 0});
+    judges_.begin(groups[place].back());
   }
   return groups;
 }

@@ -150,6 +150,7 @@ void PpoIteration::add_normalized_rules(const std::vector<Indices>& groups) {
 // A response without advantage is not computed where its gradient would be 0: with group baselines that is
 // every group whose answers are all alike.
 bool PpoIteration::trains(std::size_t response) const {
+  if (responses_[response].scored.unscored) return false;
   const bool distils = algorithm_.distillation.coefficient > 0 &&
                        algorithm_.distillation.estimate == ppo::DistillationEstimate::kExact;
   if (models_.critic || distils || !ppo::vanishes_with_advantage(algorithm_.policy)) return true;
@@ -190,7 +191,8 @@ void PpoIteration::prepare_group(const Indices& group) {
 
 void PpoIteration::normalize_scores(std::vector<ppo::ScoredResponse>& scored) {
   std::vector<double> scores;
-  for (const ppo::ScoredResponse& response : scored) scores.push_back(response.score);
+  for (const ppo::ScoredResponse& response : scored)
+    if (!response.unscored) scores.push_back(response.score);
   state_.scores.observe(scores);
   for (ppo::ScoredResponse& response : scored) {
     response.score = state_.scores.normalize(response.score);
@@ -410,6 +412,7 @@ void PpoIteration::append_term_metrics(std::span<const Score> scores, Metrics& o
     if (statistics.size() > 1) out.emplace_back(name + "_share", term.share);
     if (options.clip_min || options.clip_max) out.emplace_back(name + "_clipped", term.clipped);
     if (options.gate) out.emplace_back(name + "_gated", term.gated);
+    if (options.on_failure != OnFailure::kStop) out.emplace_back(name + "_failed", term.failed);
     if (!options.schedule.empty()) out.emplace_back(name + "_weight", rules.weight(i, number()));
   }
 }
@@ -467,6 +470,7 @@ Metrics PpoIteration::metrics() const {
   for (const auto& [name, sum] : loss_sums_) out.emplace_back(name, sum / steps);
   for (const auto& [name, sum] : pass_sums_) out.emplace_back(name, sum / passes);
   for (const auto& [name, value] : experience_.metrics) out.emplace_back(name, value);
+  out.emplace_back("time/judge_s", judge_seconds_);
   out.emplace_back("train/gradient_norm", gradient_norms_ / steps);
   if (models_.critic) out.emplace_back("train/critic_gradient_norm", critic_gradient_norms_ / steps);
   out.emplace_back("train/skipped_steps", skipped_steps_);

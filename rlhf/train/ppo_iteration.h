@@ -128,6 +128,7 @@ class PpoIteration {
   double gradient_norms_ = 0, critic_gradient_norms_ = 0, skipped_steps_ = 0;
   double gap_sum_ = 0, gap_max_ = 0, gap_count_ = 0;  ///< |sampler's - trainer's log-prob|
   double mismatch_k1_ = 0, mismatch_k3_ = 0, mismatch_count_ = 0;
+  double judge_seconds_ = 0;
   double staleness_sum_ = 0, staleness_max_ = 0, staleness_count_ = 0;
 };
 

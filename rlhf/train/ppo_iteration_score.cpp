@@ -42,14 +42,17 @@ bool PpoIteration::has_next_value(const PpoResponse& response) const {
 
 void PpoIteration::score(std::span<const std::size_t> samples) {
   check_staleness(samples);
+  const Stopwatch watch;
   for (std::size_t i : samples) {
     models_.judges.judge_by_rules(responses_[i], number());
+    responses_[i].scored.unscored = responses_[i].rule_score.dropped;
     // Normalised terms wait for the other responses.
     responses_[i].scored.score =
         setting_.data.rules.normalizes() ? 0 : setting_.options.rules_weight * responses_[i].rule_score.total;
   }
   const Indices all(samples.begin(), samples.end());
   if (!greedy_responses_.empty()) score_greedy(all);
+  judge_seconds_ += watch.seconds();
   const bool models = models_.reference || models_.teacher || models_.reward || models_.critic;
   if (!models && !runs_policy()) return;
   for (const Indices& part : split_into_passes(sequences(all), setting_.options.max_tokens_per_micro_batch)) {
@@ -255,6 +258,7 @@ void PpoIteration::score_greedy(const Indices& samples) {
   }
   for (std::size_t i : samples) {
     const SampledResponse& greedy = greedy_responses_[responses_[i].scored.group];
+    responses_[i].scored.unscored |= greedy.rule_score.dropped;
     responses_[i].scored.greedy_score = setting_.options.rules_weight * greedy.rule_score.total +
                                         setting_.options.reward_model_weight * greedy.model_score;
   }

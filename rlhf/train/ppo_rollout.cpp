@@ -73,6 +73,7 @@ std::vector<std::size_t> PpoRollout::accept(Sample sample) {
 
 void PpoRollout::accept_sample(Sample sample, std::size_t slot) {
   PpoResponse response = make_response(std::move(sample), slot);
+  models_.judges.begin(response);
   const std::size_t index = slot * algorithm_.samples_per_prompt + response.sample.sample_index;
   trunk_bytes_ -= responses_[index].trunk.size() * sizeof(float);  // of a response that is sampled again
   keep_trunk(response);
@@ -83,6 +84,7 @@ void PpoRollout::accept_sample(Sample sample, std::size_t slot) {
 void PpoRollout::accept_greedy(Sample sample, std::size_t slot) {
   sample.trunk = {};
   greedy_responses_[slot] = make_sampled_response(models_.policy, *slots_[slot].prompt, std::move(sample));
+  models_.judges.begin(greedy_responses_[slot]);
 }
 
 // What the generator computed in the layers that are not trained serves the trainer as well, bit for bit.

@@ -60,6 +60,12 @@ bool RunOptions::needs_prompts() const {
          has_stage(Stage::kPpo);
 }
 
+void RewardSection::validate(config::Problems& problems) const {
+  term.validate(problems);
+  if (type == Type::kHttp && !http) problems.add("http", "type: http needs a server: http: {url: ...}");
+  if (type != Type::kHttp && http) problems.add("http", "is for type: http only");
+}
+
 // What every stage that samples and judges responses needs.
 void RunOptions::validate_sampling(config::Problems& problems, Stage stage,
                                    double reward_model_weight) const {
@@ -103,9 +109,13 @@ std::string RunOptions::whole_batch_key() const {
   return "";
 }
 
-// What a term's normalisation cannot go with.
+// What terms' options cannot go with.
 void RunOptions::validate_rewards(config::Problems& problems) const {
+  const bool ranks = has_stage(Stage::kRejectionSampling) || has_stage(Stage::kOnlinePreference);
   for (std::size_t i = 0; i < rewards.size(); ++i) {
+    if (rewards[i].term.on_failure == OnFailure::kDrop && ranks)
+      problems.add(reward_key(i, "on_failure"),
+                   "drop is for the stage ppo; rejection_sampling and online_preference take stop or score");
     const TermNormalization normalize = rewards[i].term.normalize;
     if (normalize == TermNormalization::kNone) continue;
     if (has_stage(Stage::kPpo) && ppo.algorithm.advantage.greedy_baseline)
@@ -117,8 +127,7 @@ void RunOptions::validate_rewards(config::Problems& problems) const {
       problems.add(
           reward_key(i, "normalize"),
           "group needs ppo.algorithm.samples_per_prompt of at least 2: a response alone is its own mean");
-    if (normalize == TermNormalization::kRunning &&
-        (has_stage(Stage::kRejectionSampling) || has_stage(Stage::kOnlinePreference)))
+    if (normalize == TermNormalization::kRunning && ranks)
       problems.add(
           reward_key(i, "normalize"),
           "running is for the stage ppo; rejection_sampling and online_preference take none or group");

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "reward/remote/http_reward.h"
 #include "reward/scoring/term_options.h"
 #include "rlhf/config/schema.h"
 #include "rlhf/data/finance_desk/desk.h"
@@ -143,13 +144,15 @@ struct RewardSection {
     kRegex,
     kFormat,
     kLength,
-    kEnvironment
+    kEnvironment,
+    kHttp
   };
   Type type = Type::kExactMatch;
   TermOptions term;
   double relative_tolerance = 0.005;
   std::string pattern, prefix, suffix;
   std::int64_t min_tokens = 0, max_tokens = 256, slope_tokens = 16;
+  std::optional<HttpRewardOptions> http = {};
 
   template <class V>
   void visit_fields(V& v) {
@@ -162,8 +165,9 @@ struct RewardSection {
               {"regex", Type::kRegex},
               {"format", Type::kFormat},
               {"length", Type::kLength},
-              {"environment", Type::kEnvironment}},
-             "Rule; environment: the sum of what an environment gave for the turns");
+              {"environment", Type::kEnvironment},
+              {"http", Type::kHttp}},
+             "Rule; environment: the sum of what an environment gave for the turns; http: a server's score");
     term.visit_fields(v);
     v.field("relative_tolerance", relative_tolerance, "number: accepted relative error", {0, 1});
     v.field("pattern", pattern, "regex: Perl-compatible pattern");
@@ -172,8 +176,9 @@ struct RewardSection {
     v.field("min_tokens", min_tokens, "length: shortest response without penalty", {0, 1e6});
     v.field("max_tokens", max_tokens, "length: longest response without penalty", {1, 1e6});
     v.field("slope_tokens", slope_tokens, "length: tokens outside the range that cost 1", {1, 1e6});
+    v.group("http", http, "http: the server, with OpenRLHF's messages");
   }
-  void validate(config::Problems& problems) const { term.validate(problems); }
+  void validate(config::Problems& problems) const;
 };
 
 enum class Stage {

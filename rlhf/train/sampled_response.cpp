@@ -15,9 +15,15 @@ void Judges::check(const std::string& stage) const {
              ": there is neither a rule reward nor a reward model (", stage, ".reward_model_weight is 0)");
 }
 
+void Judges::begin(SampledResponse& response) const {
+  response.pending = data.rules.begin({*response.prompt, response.sample, response.text});
+}
+
 void Judges::judge_by_rules(SampledResponse& response, std::int64_t iteration) const {
   if (response.judged || data.rules.empty()) return;
-  response.rule_score = data.rules.score({*response.prompt, response.sample, response.text}, iteration);
+  response.rule_score =
+      data.rules.score({*response.prompt, response.sample, response.text}, iteration, response.pending);
+  response.pending.clear();
   response.judged = true;
 }
 
@@ -33,6 +39,18 @@ SampledResponse make_sampled_response(const LanguageModel& model, const Prompt& 
   return response;
 }
 
+namespace {
+
+// A score, or why there is none.
+void add_term(const std::string& name, std::size_t term, const Score& score, nlohmann::json& line) {
+  if (score.reasons[term].empty())
+    line["terms"][name] = score.terms[term];
+  else
+    line["failed"][name] = score.reasons[term];
+}
+
+}  // namespace
+
 std::string to_json_line(const SampledResponse& response, std::int64_t iteration, double score,
                          const Judges& judges) {
   nlohmann::json line = {{"iteration", iteration},
@@ -46,7 +64,7 @@ std::string to_json_line(const SampledResponse& response, std::int64_t iteration
   if (!response.sample.environment_error.empty())
     line["environment_error"] = response.sample.environment_error;
   for (std::size_t t = 0; t < response.rule_score.terms.size(); ++t)
-    line["terms"][judges.data.rules.names()[t]] = response.rule_score.terms[t];
+    add_term(judges.data.rules.names()[t], t, response.rule_score, line);
   if (judges.reward_model_weight != 0) line["reward_model"] = response.model_score;
   return line.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }

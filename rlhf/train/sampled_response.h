@@ -15,6 +15,7 @@ struct SampledResponse {
   std::string text;             ///< response_text; empty when the model has no tokenizer
   std::string episode;          ///< episode_text, where an environment has opened further turns
   std::vector<TokenId> tokens;  ///< prompt and response
+  PendingScore pending;         ///< what the rules have begun
   bool judged = false;          ///< rule_score is there
   Score rule_score;
   double model_score = 0;             ///< of the reward model, when there is one
@@ -29,6 +30,8 @@ struct Judges {
 
   /// @throws InvalidArgument when `stage` has no judge, or its weight is for a model that is not there
   void check(const std::string& stage) const;
+  /// Begins the rules that wait for something, for a response that is complete.
+  void begin(SampledResponse& response) const;
   /// Scores a response by the rules, once, with the weights of an iteration counted from 1.
   void judge_by_rules(SampledResponse& response, std::int64_t iteration) const;
 };

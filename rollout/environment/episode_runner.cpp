@@ -8,7 +8,7 @@
 #include <utility>
 
 #include "rlhf/core/error.h"
-#include "rollout/environment/worker_pool.h"
+#include "rlhf/core/worker_pool.h"
 
 namespace rlhf {
 namespace {

@@ -1,4 +1,4 @@
-#include "rollout/environment/worker_pool.h"
+#include "rlhf/core/worker_pool.h"
 
 #include <utility>
 
