@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -11,13 +12,17 @@
 #include "rlhf/cli/work_package.h"
 #include "rlhf/config/reader.h"
 #include "rlhf/core/error.h"
+#include "rlhf/core/random.h"
 #include "rlhf/train/ppo_trainer.h"
 
 namespace rlhf::cli {
 namespace {
 
+constexpr std::int64_t kWholeBatch = 1 << 20;  // rows of a step
+constexpr std::size_t kNumProjections = 4;
+
 struct BenchPipelineArguments : WorkArguments {
-  std::string schedule = "serial";
+  std::string schedule = "serial", rung;
   std::int64_t batch = 32, ppo_epochs = 4, mini_batches = 0, group_size = 0;
   std::int64_t iterations = 3, warmup = 1, last_layers = 0;
   std::int64_t micro_batch_tokens = PpoStageOptions().max_tokens_per_micro_batch;
@@ -26,6 +31,9 @@ struct BenchPipelineArguments : WorkArguments {
 
   std::int64_t all_iterations() const { return warmup + iterations; }
   bool groups() const { return group_size > 0; }
+  /// Rung of the throughput ladder, 0 to 4; 4 where none is asked for.
+  int height() const { return rung.empty() ? 4 : rung[1] - '0'; }
+  bool separate() const { return height() < 3; }
   /// The critic begins as the policy and reads the layers that neither trains.
   bool shares_trunk() const { return last_layers > 0; }
   TrainableOptions trainable() const {
@@ -83,15 +91,34 @@ PpoStageOptions stage_options(const BenchPipelineArguments& arguments) {
   options.critic_init = arguments.shares_trunk() ? CriticInit::kPolicy : CriticInit::kReward;
   options.prompt_order = ItemOrder::kGiven;
   options.samples_to_log = 0;
+  options.padded_passes = arguments.separate();
   return options;
+}
+
+TrainableOptions frozen_model() {
+  TrainableOptions frozen;
+  frozen.mode = TrainableMode::kNone;
+  return frozen;
+}
+
+// Sums of the trained weights with random signs: runs that learn the same move them alike.
+std::array<double, kNumProjections> projections(const Parameters<float>& parameters) {
+  std::array<double, kNumProjections> sums{};
+  RandomStream random(7, 0);
+  const std::span<const float> weights = parameters.trainable();
+  std::uint64_t signs = 0;
+  for (std::size_t i = 0; i < weights.size(); ++i) {
+    signs = i % (64 / kNumProjections) == 0 ? random.next_u64() : signs >> kNumProjections;
+    for (std::size_t k = 0; k < kNumProjections; ++k)
+      sums[k] += (signs >> k & 1) != 0 ? weights[i] : -weights[i];
+  }
+  return sums;
 }
 
 // The reward and the value model are read, and neither is needed as it stands in the file any longer than
 // that.
 LanguageModel load_scalar_model(const WorkPackage& work, const std::string& name, const ModelConfig& policy) {
-  TrainableOptions frozen;
-  frozen.mode = TrainableMode::kNone;
-  LanguageModel model = LanguageModel::load(work.folder / name, frozen);
+  LanguageModel model = LanguageModel::load(work.folder / name, frozen_model());
   check_scalar_model(work, name, model.config(), policy);
   return model;
 }
@@ -123,7 +150,7 @@ void check_work_done(const WorkPackage& work, const BenchPipelineArguments& argu
 }
 
 void print(const WorkPackage& work, const BenchPipelineArguments& arguments, const IterationMetrics& measured,
-           const Compute<float>& compute) {
+           const std::array<double, kNumProjections>& learned, const Compute<float>& compute) {
   const auto values = [&](const std::string& name) { return measured.values(name, arguments.warmup); };
   double seconds = 0, tokens = 0, response_tokens = 0;
   for (const double s : values("time/iteration_s")) seconds += s;
@@ -138,6 +165,7 @@ void print(const WorkPackage& work, const BenchPipelineArguments& arguments, con
       {"variant", work.variant},
       {"mode", arguments.mode},
       {"schedule", arguments.schedule},
+      {"rung", arguments.rung},
       {"response_tokens", arguments.response_tokens},
       {"batch", arguments.batch},
       {"group_size", std::max<std::int64_t>(1, arguments.group_size)},
@@ -157,12 +185,14 @@ void print(const WorkPackage& work, const BenchPipelineArguments& arguments, con
   out["generate_s"] = median(values("time/generate_s"));
   out["score_s"] = median(values("time/score_s"));
   out["train_s"] = median(values("time/train_s"));
+  out["learned"] = learned;
   out["all_iterations_s"] = measured.values("time/iteration_s", 0);
   add_machine(out, compute);
   std::cout << out.dump() << "\n";
 }
 
 void bench_pipeline(BenchPipelineArguments arguments) {
+  if (!arguments.rung.empty()) arguments.schedule = arguments.rung == "B4" ? "streamed" : "serial";
   if (arguments.mini_batches == 0)
     arguments.mini_batches = arguments.groups() ? 1 : std::min<std::int64_t>(4, arguments.batch);
   RLHF_CHECK(!arguments.groups() || arguments.batch % arguments.group_size == 0, "--batch ", arguments.batch,
@@ -172,12 +202,18 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   const WorkPackage work = load_work_package(arguments.work);
   LanguageModel policy = LanguageModel::load(work.folder / "policy", arguments.trainable());
   check_fits(work, policy.config(), arguments.response_tokens);
-  std::optional<LanguageModel> reward, value;
+  std::optional<LanguageModel> reward, value, separate_reference;
   std::optional<Parameters<float>> reference;
   if (!arguments.groups()) {
     reward = load_scalar_model(work, "reward", policy.config());
     if (!arguments.shares_trunk()) value = load_scalar_model(work, "value", policy.config());
-    reference = policy.parameters().frozen_copy();
+    if (arguments.separate()) {
+      if (arguments.shares_trunk())
+        value = LanguageModel::load(work.folder / "policy", arguments.trainable());
+      separate_reference = LanguageModel::load(work.folder / "policy", frozen_model());
+    } else {
+      reference = policy.parameters().frozen_copy();
+    }
   }
 
   ThreadPool pool(arguments.threads);
@@ -192,6 +228,10 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   RolloutOptions rollout;
   rollout.max_new_tokens = arguments.response_tokens;
   rollout.max_sequences = arguments.batch;
+  if (arguments.height() < 2) {
+    rollout.decoding = arguments.height() == 0 ? Decoding::kUncached : Decoding::kStatic;
+    rollout.max_tokens_per_step = kWholeBatch;
+  }
   const PpoStageOptions options = stage_options(arguments);
   PpoSetting setting{data, rollout, options, context};
   for (const auto& [name, schedule_mode] : all_modes())
@@ -201,12 +241,16 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   };
   FrozenModels frozen;
   if (!arguments.groups())
-    frozen = {&*reference, &reward->parameters(), value ? &value->parameters() : nullptr};
+    frozen = {separate_reference ? &separate_reference->parameters() : &*reference, &reward->parameters(),
+              value ? &value->parameters() : nullptr};
+  const auto before = projections(policy.parameters());
   PpoTrainer trainer(policy, frozen, setting);
-  value.reset();  // the critic is a copy
+  if (!arguments.shares_trunk()) value.reset();  // the critic is a copy
   trainer.run();
+  auto learned = projections(policy.parameters());
+  for (std::size_t k = 0; k < kNumProjections; ++k) learned[k] -= before[k];
   check_work_done(work, arguments, measured);
-  print(work, arguments, measured, context.compute);
+  print(work, arguments, measured, learned, context.compute);
 }
 
 }  // namespace
@@ -222,6 +266,12 @@ void add_bench_pipeline(CLI::App& bench) {
   for (const auto& [name, schedule_mode] : all_modes()) modes.push_back(name);
   verb->add_option("--schedule", a->schedule, "schedule.mode of the run: what overlaps with generation")
       ->check(CLI::IsMember(modes));
+  verb->add_option(
+          "--rung", a->rung,
+          "Step of the throughput ladder, all of which learn the same: B0 no K/V cache, padded, separate "
+          "models; B1 with the cache; B2 with continuous batching; B3 with shared memory and ragged "
+          "passes; B4 streamed. Empty = nothing is left out")
+      ->check(CLI::IsMember({"B0", "B1", "B2", "B3", "B4"}));
   verb->add_option("--batch", a->batch, "Rollouts of an iteration")->check(CLI::Range(1, 4096));
   verb->add_option("--group-size", a->group_size, "Responses to a prompt: GRPO in place of PPO; 0 = PPO")
       ->check(CLI::Range(0, 4096));

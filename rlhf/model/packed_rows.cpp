@@ -15,10 +15,11 @@ constexpr std::size_t kB = kernels::kBlockTokens;
 // Gives equal rows to equal tokens behind equal rows. New rows are numbered in the order in which they come.
 class PrefixTree {
  public:
-  std::vector<std::int64_t> add(std::span<const TokenId> sequence) {
+  // Only sequences of one root, which is negative, have rows in common.
+  std::vector<std::int64_t> add(std::span<const TokenId> sequence, std::int64_t root = -1) {
     std::vector<std::int64_t> rows;
     rows.reserve(sequence.size());
-    std::int64_t parent = -1;
+    std::int64_t parent = root;
     for (const TokenId token : sequence) {
       const auto [place, inserted] = children_.try_emplace({parent, token}, num_rows_);
       num_rows_ += inserted;
@@ -54,7 +55,8 @@ kernels::BlockUses PackedRows::block_uses() const {
   return {num_blocks_, use_offsets_.data(), use_ranges_.data(), first_keys_.data()};
 }
 
-PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) : tables_(sequences.size()) {
+PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences, Heads heads)
+    : tables_(sequences.size()) {
   PrefixTree tree;
   std::vector<std::int32_t> block_of_row;                          // where a row's K and V are written first
   std::vector<std::pair<std::int64_t, std::int32_t>> more_blocks;  // (row, block) where they are needed too
@@ -62,7 +64,8 @@ PackedRows::PackedRows(const std::vector<std::span<const TokenId>>& sequences) :
   std::vector<std::vector<std::int64_t>> ranges;  // of rows that see a block
   for (std::size_t s = 0; s < sequences.size(); ++s) {
     const auto first_new = static_cast<std::size_t>(tree.num_rows());
-    sequence_rows_.push_back(tree.add(sequences[s]));
+    const std::int64_t root = heads == Heads::kShared ? -1 : -1 - static_cast<std::int64_t>(s);
+    sequence_rows_.push_back(tree.add(sequences[s], root));
     const auto& rows = sequence_rows_.back();
     const auto shared = static_cast<std::size_t>(
         std::ranges::lower_bound(rows, static_cast<std::int64_t>(first_new)) - rows.begin());

@@ -30,8 +30,10 @@ struct Rows {
 /// samples of a group too, and chats their system message.
 class PackedRows {
  public:
+  /// What becomes of heads that sequences have in common; kSeparate is for comparisons.
+  enum class Heads { kShared, kSeparate };
   /// @param sequences token sequences; empty ones are allowed and take no rows
-  explicit PackedRows(const std::vector<std::span<const TokenId>>& sequences);
+  explicit PackedRows(const std::vector<std::span<const TokenId>>& sequences, Heads heads = Heads::kShared);
   PackedRows(const PackedRows&) = delete;  // rows point into tables_
   PackedRows& operator=(const PackedRows&) = delete;
 

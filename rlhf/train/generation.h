@@ -25,6 +25,7 @@ struct RolloutOptions {
   std::int64_t draft_rows = 0;                 ///< see RolloutEngineOptions::max_draft_rows
   WeightFormat weights = WeightFormat::kFp32;  ///< what training samples are drawn with; evaluation is fp32
   std::optional<EnvironmentOptions> environment;  ///< answers the turns of responses to prompts of files
+  Decoding decoding = Decoding::kPaged;           ///< the others for comparisons; no option of a run
 
   template <class V>
   void visit_fields(V& v) {

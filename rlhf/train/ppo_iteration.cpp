@@ -244,7 +244,7 @@ void PpoIteration::plan_update(std::size_t step) {
 
 void PpoIteration::train(std::size_t step, std::size_t micro_batch) {
   const Indices& samples = updates_.at(step).micro_batches.at(micro_batch);
-  const Pass pass(responses_, samples);
+  const Pass pass(responses_, samples, setting_.options.padded_passes);
   const auto memory =
       models_.memory->begin_pass(PassShape::of(pass.rows, pass.targets.size()), models_.trained_layers());
   run_trunk(samples, pass);

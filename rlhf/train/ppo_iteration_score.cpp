@@ -132,7 +132,7 @@ std::vector<double> PpoIteration::scalars(const DecoderWeights<float>& weights, 
 
 // One pass over some responses: models that share a trunk run it once.
 void PpoIteration::score_by_models(const Indices& samples) {
-  const Pass pass(responses_, samples);
+  const Pass pass(responses_, samples, setting_.options.padded_passes);
   const bool asks_log_probs = runs_policy() || models_.reference;
   const auto memory =
       models_.memory->begin_pass(PassShape::of(pass.rows, asks_log_probs ? pass.targets.size() : 0), 0);
@@ -212,7 +212,7 @@ void PpoIteration::score_by_critic(const Indices& samples, const Pass& pass) {
   for (std::size_t s = 0; s < samples.size(); ++s) {
     for (std::size_t t = 0; t < num_values(samples[s]); ++t)
       rows.push_back(pass.rows.row(s, responses_[samples[s]].predictor(t)));
-    rows.push_back(pass.rows.last_row(s));
+    rows.push_back(pass.rows.row(s, static_cast<std::int64_t>(responses_[samples[s]].tokens.size()) - 1));
   }
   const auto values = scalars(models_.critic->weights(), pass.rows, rows);
   const bool bootstraps = algorithm_.advantage.gae.bootstrap_truncated;

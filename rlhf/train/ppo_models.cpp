@@ -75,7 +75,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   }
   trunk_cache_bytes = options.trunk_cache.resolve(machine_memory_bytes());
   const auto& weights = policy.parameters().weights();
-  trunk_layers = weights.first_trainable_layer;
+  trunk_layers = options.padded_passes ? 0 : weights.first_trainable_layer;
   const Parameters<float>* value = critic ? &*critic : nullptr;
   for (const Parameters<float>* other : {reference, reward, value})
     if (other) trunk_layers = std::min(trunk_layers, shared_trunk_layers(weights, other->weights()));

@@ -26,6 +26,9 @@ struct PpoStageOptions {
   CriticInit critic_init = CriticInit::kPolicy;
   ItemOrder prompt_order = ItemOrder::kShuffled;
   std::int64_t samples_to_log = 4;  ///< responses written to samples/ per iteration
+  /// Passes are as wide as the batch's longest response and share nothing, as other trainers' are: for
+  /// comparisons, no option of a run.
+  bool padded_passes = false;
   ppo::PpoOptions algorithm;
 
   template <class V>

@@ -26,6 +26,8 @@ SchedulerOptions scheduler_options(const RolloutEngineOptions& options) {
   out.block_tokens = static_cast<std::int32_t>(kBlockTokens);
   out.ageing_steps = options.ageing_steps;
   out.max_finished = options.max_finished;
+  out.share_prefixes = options.decoding == Decoding::kPaged;
+  out.keep_kv = options.decoding != Decoding::kUncached;
   return out;
 }
 
@@ -53,6 +55,9 @@ std::int64_t RolloutEngine::blocks_for(std::int64_t num_sequences, std::int64_t 
 
 RequestId RolloutEngine::submit(GenerationRequest spec) {
   check_request(spec, config_, has_text_);
+  RLHF_CHECK(
+      options_.decoding == Decoding::kPaged || (spec.deadline.steps == 0 && spec.deadline.seconds == 0),
+      "generation request for prompt ", spec.prompt_id, ": a deadline needs Decoding::kPaged");
   const auto room = config_.max_positions - static_cast<std::int64_t>(spec.prompt.size());
   spec.stop.max_new_tokens = std::min(spec.stop.max_new_tokens, room);
   ScheduledRequest scheduled;
@@ -78,12 +83,14 @@ RequestId RolloutEngine::submit(GenerationRequest spec) {
 }
 
 std::size_t RolloutEngine::cancel(RequestId id) {
+  release_ended();
   const auto dropped = scheduler_.cancel(id);
   for (const DroppedSample& sample : dropped) hand_out(sample, FinishReason::kCancelled);
   return dropped.size();
 }
 
 void RolloutEngine::cancel_all() {
+  ended_.clear();
   scheduler_.cancel_all();
   responses_.clear();
   requests_.clear();
@@ -214,10 +221,32 @@ void RolloutEngine::end_response(Response& response) {
   if (trunk_.keeps() && sequence.holds_blocks() && sequence.uncomputed() == 1)
     response.sample.trunk = trunk_.gather(sequence.table, sequence.computed);
   finished_.push_back(std::move(response.sample));
+  if (options_.decoding == Decoding::kPaged)
+    release(sequence);
+  else
+    ended_.push_back(&sequence);
+}
+
+void RolloutEngine::release(Sequence& sequence) {
   const RequestId request = sequence.request;
   responses_.erase(sequence.id);
   scheduler_.finish(sequence);
   end_request_sample(request);
+}
+
+// ---- decoding that does not let go ----
+
+bool RolloutEngine::has_ended(const Sequence& sequence) const {
+  return std::ranges::find(ended_, &sequence) != ended_.end();
+}
+
+// Of a sample that has ended, as far as the context reaches.
+void RolloutEngine::go_on(Sequence& sequence, TokenId token) {
+  if (sequence.length() < config_.max_positions) scheduler_.append(sequence, {{token}});
+}
+
+void RolloutEngine::release_ended() {
+  for (Sequence* sequence : std::exchange(ended_, {})) release(*sequence);
 }
 
 // Computes what the scheduler plans. @return false when there was nothing to compute
@@ -249,6 +278,7 @@ bool RolloutEngine::run_step(const DecoderWeights<float>& weights, WeightVersion
   ++statistics_.steps;
   const auto drawn = static_cast<std::int64_t>(sampled_rows_.size());
   const std::int64_t taken = accept_rows(weights, version);
+  if (static_cast<std::int64_t>(ended_.size()) == scheduler_.num_running()) release_ended();
   const double seconds = options_.clock() - begin;
   statistics_.decode_tokens += taken;
   statistics_.prefill_tokens += rows_.size() - drawn;
@@ -360,6 +390,10 @@ std::int64_t RolloutEngine::accept_rows(const DecoderWeights<float>& weights, We
     if (sampled_rows_[i].num_drafts == 0) right = true;
     if (!right) continue;
     right = false;
+    if (has_ended(*sampled_rows_[i].sequence)) {
+      go_on(*sampled_rows_[i].sequence, drawn_[i].token);
+      continue;
+    }
     const RequestId request = sampled_rows_[i].sequence->request;
     try {
       ++taken;

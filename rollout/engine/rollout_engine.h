@@ -22,6 +22,13 @@
 
 namespace rlhf {
 
+/// How an engine decodes. The samples are the same; all but kPaged are there to show what it is worth.
+enum class Decoding {
+  kPaged,     ///< continuous batching; samples share the K/V of their common heads
+  kStatic,    ///< nothing is shared, and a sample that has ended is computed on until no other runs
+  kUncached,  ///< as kStatic, and the K/V of all tokens are computed again for every token
+};
+
 struct RolloutEngineOptions {
   std::int64_t max_sequences = 64;         ///< samples that decode at once
   std::int64_t max_tokens_per_step = 512;  ///< decode tokens plus chunks of prefill
@@ -36,7 +43,8 @@ struct RolloutEngineOptions {
   /// What a further row adds to a step, as a share of the step; guesses that promise less are not made.
   double draft_row_cost = 0.08;
   std::int64_t trunk_layers = 0;  ///< samples carry the hidden states behind so many layers; 0 = none
-  Clock clock = steady_clock();   ///< of deadlines and statistics
+  Decoding decoding = Decoding::kPaged;
+  Clock clock = steady_clock();  ///< of deadlines and statistics
 };
 
 /// Continuous batching over a paged K/V cache. Requests go in, finished samples come out one by one; a
@@ -129,6 +137,10 @@ class RolloutEngine {
   bool take_replies(WeightVersion version);
   bool end_overdue(double now_s);
   void end_response(Response& response);
+  void release(Sequence& sequence);
+  bool has_ended(const Sequence& sequence) const;
+  void go_on(Sequence& sequence, TokenId token);
+  void release_ended();
   bool run_step(const DecoderWeights<float>& weights, WeightVersion version, double begin);
   void propose(Sequence& sequence, std::int64_t most, std::int64_t num_decoding);
   void run_layers(const StepPlan& plan, const DecoderWeights<float>& weights);
@@ -151,6 +163,7 @@ class RolloutEngine {
   std::map<RequestId, std::unique_ptr<SubmittedRequest>> requests_;      ///< with samples unfinished
   std::unordered_map<SequenceId, std::unique_ptr<Response>> responses_;  ///< that have run
   std::deque<Sample> finished_;
+  std::vector<Sequence*> ended_;  ///< without Decoding::kPaged: handed out, and still computed
   bool paused_ = false;
   Lookahead lookahead_;
   std::unordered_map<SequenceId, std::vector<Lookahead::Guess>> guesses_;  ///< of this step

@@ -5,7 +5,6 @@
 #include "rlhf/core/error.h"
 
 namespace rlhf {
-namespace {}  // namespace
 
 struct EngineScheduler::Request {
   RequestId id = 0;
@@ -82,6 +81,7 @@ void EngineScheduler::append(Sequence& sequence, std::span<const TokenId> tokens
   RLHF_CHECK(sequence.running() && sequence.uncomputed() == 0, "rollout: sequence ", sequence.id,
              " was not sampled in this step");
   sequence.tokens.insert(sequence.tokens.end(), tokens.begin(), tokens.end());
+  if (!options_.keep_kv) sequence.computed = 0;
 }
 
 void EngineScheduler::accept_draft(Sequence& sequence) {
@@ -318,6 +318,7 @@ void EngineScheduler::add_chunk(Sequence& sequence, std::int64_t tokens) {
 // Also blocks that only this step fills: within a layer all K/V are written before any are read, so other
 // sequences may share them in the same pass.
 void EngineScheduler::publish_full_blocks(Sequence& sequence) {
+  if (!options_.share_prefixes) return;
   if (sequence.generation != generation_) return;  // part of its K/V is of older weights
   const std::int64_t width = options_.block_tokens;
   for (auto b = static_cast<std::int64_t>(sequence.nodes.size()); (b + 1) * width <= sequence.computed; ++b) {
@@ -360,7 +361,7 @@ void EngineScheduler::admit(std::int64_t num_untaken) {
 // by each sample itself, for the logits.
 EngineScheduler::Prefix EngineScheduler::sibling_prefix(const Sequence& sequence,
                                                         const Sequence** sibling) const {
-  if (sequence.length() > sequence.prompt_tokens) return Prefix::kNone;
+  if (!options_.share_prefixes || sequence.length() > sequence.prompt_tokens) return Prefix::kNone;
   Prefix found = Prefix::kNone;
   for (const auto& other : request_of(sequence).live) {
     if (!other->holds_blocks() || other->generation != generation_) continue;

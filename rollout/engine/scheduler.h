@@ -26,6 +26,8 @@ struct SchedulerOptions {
   std::int32_t block_tokens = 16;
   std::int64_t ageing_steps = 256;  ///< one level of priority counts as having come so many steps earlier
   std::int64_t max_finished = 0;    ///< samples running, parked or finished and not taken; 0 = no bound
+  bool share_prefixes = true;       ///< off for comparisons only, like keep_kv
+  bool keep_kv = true;              ///< false: K/V of all tokens are computed again for every token
 };
 
 /// What the scheduler must know about a request.

@@ -71,6 +71,33 @@ TEST_CASE("bench pipeline runs PPO and GRPO on a package in every mode") {
       2);
 }
 
+TEST_CASE("all rungs of the ladder learn the same") {
+  const Package package;
+  for (const std::vector<std::string>& more :
+       std::vector<std::vector<std::string>>{{}, {"--last-layers", "1"}}) {
+    std::vector<double> top;
+    for (const std::string rung : {"B4", "B3", "B2", "B1", "B0"}) {
+      std::vector<std::string> arguments = {"pipeline", "--work",
+                                            "work",     "--response-tokens",
+                                            "12",       "--batch",
+                                            "4",        "--rung",
+                                            rung,       "--iterations",
+                                            "2",        "--warmup",
+                                            "0",        "--micro-batch-tokens",
+                                            "32"};
+      arguments.insert(arguments.end(), more.begin(), more.end());
+      const auto learned = package.bench(arguments)["learned"].get<std::vector<double>>();
+      REQUIRE(learned.size() == 4);
+      if (top.empty()) top = learned;
+      INFO(rung);
+      for (std::size_t k = 0; k < 4; ++k) {
+        CHECK(std::abs(top[k]) > 1e-6);
+        CHECK(learned[k] == Approx(top[k]).epsilon(1e-3));
+      }
+    }
+  }
+}
+
 TEST_CASE("bench train and decode count their tokens") {
   const Package package;
   const auto train = package.bench({"train", "--model", "work/policy", "--tokens", "70", "--sequence", "16",

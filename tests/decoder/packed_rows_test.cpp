@@ -183,6 +183,19 @@ TEST_CASE("equal tokens behind equal heads have one row, and nothing else has") 
                 tree);
       }
     CHECK(seen.size() == row_of_head.size());
+    // Kept apart, every token has a row and every sequence a tree.
+    const PackedRows apart(spans(sequences), PackedRows::Heads::kSeparate);
+    std::set<std::int64_t> rows;
+    std::size_t tokens = 0, filled = 0;
+    for (std::size_t s = 0; s < sequences.size(); ++s) {
+      tokens += sequences[s].size();
+      filled += !sequences[s].empty();
+      for (std::size_t p = 0; p < sequences[s].size(); ++p)
+        rows.insert(apart.row(s, static_cast<std::int64_t>(p)));
+    }
+    CHECK(rows.size() == tokens);
+    CHECK(static_cast<std::size_t>(apart.rows().size()) == tokens);
+    CHECK(apart.trees().size() == filled);
   }
 }
 

@@ -461,3 +461,65 @@ TEST_CASE("floating-point operations are those counted by hand") {
   const double head = 3 * 2.0 * 24 * static_cast<double>(setup.model.config().vocab_size);
   CHECK(engine->statistics().matmul_flops == products + attention + head);
 }
+
+TEST_CASE(
+    "decoding without cache, or that computes on what has ended, gives the same samples for more work") {
+  Setup setup;
+  const auto requests = mixed_requests();
+  const auto paged = run(*setup.engine({}), setup.model, requests);
+  for (const Decoding decoding : {Decoding::kStatic, Decoding::kUncached})
+    for (const std::int64_t slots : {3, 64}) {
+      RolloutEngineOptions options;
+      options.decoding = decoding;
+      options.max_sequences = slots;
+      options.num_blocks = 600;
+      auto engine = setup.engine(options);
+      const auto samples = run(*engine, setup.model, requests);
+      REQUIRE(samples.size() == paged.size());
+      for (const auto& [key, sample] : samples) check_equal(sample, paged.at(key));
+      CHECK(engine->cache().num_available() == engine->cache().num_blocks());
+    }
+
+  const auto flops = [&](Decoding decoding) {
+    RolloutEngineOptions options;
+    options.decoding = decoding;
+    auto engine = setup.engine(options);
+    run(*engine, setup.model, {make_request(1, 5, 3), make_request(2, 5, 6)});
+    return engine->statistics().matmul_flops;
+  };
+  // Rows go through 2 layers of width 24, and see `keys` keys in all; `draws` of them go through the head.
+  const auto by_hand = [&](double rows, double keys, double draws) {
+    return rows * 2 * 2.0 * (24 * 48 + 24 * 24 + 3 * 24 * 32) + 2 * 2 * 2.0 * keys * 24 +
+           draws * 2.0 * 24 * static_cast<double>(setup.model.config().vocab_size);
+  };
+  const auto triangle = [](double n) { return n * (n + 1) / 2; };
+  CHECK(flops(Decoding::kPaged) == by_hand(7 + 10, triangle(7) + triangle(10), 3 + 6));
+  CHECK(flops(Decoding::kStatic) == by_hand(2 * 10, 2 * triangle(10), 2 * 6));
+  double rows = 0, keys = 0;
+  for (const double n : {5, 6, 7, 8, 9, 10}) rows += 2 * n, keys += 2 * triangle(n);
+  CHECK(flops(Decoding::kUncached) == by_hand(rows, keys, 2 * 6));
+}
+
+TEST_CASE("a cancelled request of static decoding comes out once") {
+  Setup setup;
+  RolloutEngineOptions options;
+  options.decoding = Decoding::kStatic;
+  auto engine = setup.engine(options);
+  engine->submit(make_request(1, 5, 2));
+  const RequestId other = engine->submit(make_request(2, 5, 9));
+  std::vector<Sample> samples;
+  const auto step = [&] {
+    engine->step(setup.model.parameters().weights(), 0);
+    while (auto sample = engine->try_take()) samples.push_back(std::move(*sample));
+  };
+  for (int i = 0; i < 4; ++i) step();
+  REQUIRE(samples.size() == 1);
+  CHECK(engine->cancel(other) == 1);
+  step();
+  REQUIRE(samples.size() == 2);
+  CHECK(samples[1].finish_reason == FinishReason::kCancelled);
+  CHECK_FALSE(engine->busy());
+  GenerationRequest hurried = make_request(3, 5, 2);
+  hurried.deadline.steps = 5;
+  CHECK_THROWS_AS(engine->submit(hurried), InvalidArgument);
+}
