@@ -18,7 +18,7 @@ ALLOWED = {
     "rlhf/data": [],
     "rlhf/report": [],
     "rlhf/ppo": ["rlhf/config", "rlhf/data"],
-    "rlhf/tensor": [],
+    "rlhf/tensor": ["rlhf/memory"],
     "rlhf/kernels": ["rlhf/tensor"],
     "rlhf/model": ["rlhf/config", "rlhf/data", "rlhf/kernels", "rlhf/tensor"],
     "rollout/cache": ["rlhf/memory", "rlhf/tensor"],

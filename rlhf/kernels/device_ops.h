@@ -17,13 +17,17 @@ namespace rlhf {
 template <class T>
 class DeviceOps {
  public:
-  explicit DeviceOps(Compute<T> compute) requires(!std::is_same_v<T, Bfloat16>)
-      : kernels_(&kernels::cpu_device_kernels<T>()), compute_(compute) {}
+  /// @param buffers where CPU buffers come from; null = the process's own memory
+  explicit DeviceOps(Compute<T> compute,
+                     DeviceMemory* buffers = nullptr) requires(!std::is_same_v<T, Bfloat16>)
+      : kernels_(&kernels::cpu_device_kernels<T>()), buffers_(buffers), compute_(compute) {}
   DeviceOps(const kernels::DeviceKernels<T>& kernels, DeviceMemory& memory)
-      : kernels_(&kernels), memory_(&memory) {}
+      : kernels_(&kernels), memory_(&memory), buffers_(&memory) {}
 
   /// Null on the CPU.
   DeviceMemory* memory() const { return memory_; }
+  /// What Buffer takes as its memory.
+  DeviceMemory* buffers() const { return buffers_; }
   /// On the CPU only.
   const Compute<T>& compute() const { return *compute_; }
 
@@ -88,6 +92,7 @@ class DeviceOps {
 
   const kernels::DeviceKernels<T>* kernels_;
   DeviceMemory* memory_ = nullptr;
+  DeviceMemory* buffers_ = nullptr;
   std::optional<Compute<T>> compute_;
 };
 

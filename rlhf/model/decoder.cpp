@@ -15,13 +15,24 @@ using kernels::kBlockTokens;
 template <class T>
 KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, std::int64_t num_blocks,
                     DeviceMemory* memory)
-    : block_stride_(config.kv_width() * kBlockTokens),
+    : kv_elements_(config.kv_width() * kBlockTokens),
+      block_stride_(kv_elements_),
       layer_stride_(block_stride_ * num_blocks),
       num_layers_(num_layers),
       num_blocks_(num_blocks),
       memory_(memory),
-      k_(static_cast<std::size_t>(layer_stride_ * num_layers), memory, Pages::kSmall),
-      v_(static_cast<std::size_t>(layer_stride_ * num_layers), memory, Pages::kSmall) {}
+      k_(static_cast<std::size_t>(layer_stride_ * num_layers), memory),
+      v_(static_cast<std::size_t>(layer_stride_ * num_layers), memory) {}
+
+template <class T>
+KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, T* first, std::int64_t stride,
+                    DeviceMemory* memory)
+    : kv_elements_(config.kv_width() * kBlockTokens),
+      block_stride_(stride),
+      layer_stride_(2 * kv_elements_),
+      num_layers_(num_layers),
+      memory_(memory),
+      in_slabs_(first) {}
 
 template <class T>
 std::size_t KvStore<T>::block_bytes(const ModelConfig& config, std::int64_t num_layers) {
@@ -30,23 +41,14 @@ std::size_t KvStore<T>::block_bytes(const ModelConfig& config, std::int64_t num_
 
 template <class T>
 void KvStore<T>::copy_block(std::int64_t from, std::int64_t to) {
-  for (Buffer<T>* buffer : {&k_, &v_})
-    for (std::int64_t layer = 0; layer < num_layers_; ++layer) {
-      T* base = buffer->data() + layer * layer_stride_;
+  for (std::int64_t layer = 0; layer < num_layers_; ++layer)
+    for (T* base : {k(layer), v(layer)}) {
       if (memory_)
         memory_->copy(base + to * block_stride_, base + from * block_stride_,
-                      static_cast<std::size_t>(block_stride_) * sizeof(T));
+                      static_cast<std::size_t>(kv_elements_) * sizeof(T));
       else
-        std::copy_n(base + from * block_stride_, block_stride_, base + to * block_stride_);
+        std::copy_n(base + from * block_stride_, kv_elements_, base + to * block_stride_);
     }
-}
-
-template <class T>
-void KvStore<T>::discard_blocks(std::int64_t begin, std::int64_t end) {
-  for (Buffer<T>* buffer : {&k_, &v_})
-    for (std::int64_t layer = 0; layer < num_layers_; ++layer)
-      buffer->discard(static_cast<std::size_t>(layer * layer_stride_ + begin * block_stride_),
-                      static_cast<std::size_t>(layer * layer_stride_ + end * block_stride_));
 }
 
 template <class T>
@@ -110,7 +112,7 @@ DecoderRunner<T>::DecoderRunner(const ModelConfig& config, DeviceOps<T> ops)
   RLHF_CHECK(config.num_heads / config.num_kv_heads <= 64,
              "decoder: ", config.num_heads / config.num_kv_heads,
              " query heads share one kv head; at most 64 are supported");
-  for (Buffer<Wide<T>>* b : {&cos_, &sin_}) *b = Buffer<Wide<T>>(0, ops_.memory());
+  for (Buffer<Wide<T>>* b : {&cos_, &sin_}) *b = Buffer<Wide<T>>(0, ops_.buffers());
   release_scratch();
 }
 
@@ -124,8 +126,8 @@ std::size_t DecoderRunner<T>::scratch_bytes() const {
 
 template <class T>
 void DecoderRunner<T>::release_scratch() {
-  for (auto* b : scratch_of(*this)) *b = Buffer<T>(0, ops_.memory());
-  for (auto* b : wide_scratch_of(*this)) *b = Buffer<Wide<T>>(0, ops_.memory());
+  for (auto* b : scratch_of(*this)) *b = Buffer<T>(0, ops_.buffers());
+  for (auto* b : wide_scratch_of(*this)) *b = Buffer<Wide<T>>(0, ops_.buffers());
   quantised_ = QuantisedRows();
 }
 
@@ -378,7 +380,7 @@ void DecoderRunner<T>::forward_layers(const DecoderWeights<T>& weights, const Ro
   grow_rope_table(view.max_keys);
   count_attention(rows.positions, first, last, 2);
   while (activations && static_cast<std::int64_t>(activations->size()) < last - first)
-    activations->emplace_back(ops_.memory());
+    activations->emplace_back(ops_.buffers());
   for (std::int64_t l = first; l < last; ++l) {
     const LayerWeights<T>& layer = weights.layers[static_cast<std::size_t>(l)];
     LayerActivations<T>* keep = activations ? &(*activations)[static_cast<std::size_t>(l - first)] : nullptr;

@@ -22,28 +22,35 @@ template <class T>
 class KvStore {
  public:
   KvStore() = default;
+  /// A store of its own, layer by layer.
   /// @param memory of the device that reads it; null = the process's own
   KvStore(const ModelConfig& config, std::int64_t num_layers, std::int64_t num_blocks,
           DeviceMemory* memory = nullptr);
+  /// A store in slabs of somebody else's: one a block, K and V of all layers together.
+  /// @param first slab of block 0; that of block i is i * `stride` elements further
+  KvStore(const ModelConfig& config, std::int64_t num_layers, T* first, std::int64_t stride,
+          DeviceMemory* memory);
 
-  T* k(std::int64_t layer) { return k_.data() + layer * layer_stride_; }
-  T* v(std::int64_t layer) { return v_.data() + layer * layer_stride_; }
+  T* k(std::int64_t layer) { return (in_slabs_ ? in_slabs_ : k_.data()) + layer * layer_stride_; }
+  T* v(std::int64_t layer) {
+    return (in_slabs_ ? in_slabs_ + kv_elements_ : v_.data()) + layer * layer_stride_;
+  }
+  /// Elements from a block to the next; negative where slabs go down.
   std::int64_t block_stride() const { return block_stride_; }
-  std::int64_t num_blocks() const { return num_blocks_; }
+  /// Bytes of its own.
   std::size_t bytes() const { return k_.bytes() + v_.bytes(); }
   /// Bytes that one block takes over all layers.
   static std::size_t block_bytes(const ModelConfig& config, std::int64_t num_layers);
   /// Copies one block in all layers.
   void copy_block(std::int64_t from, std::int64_t to);
-  /// Gives the pages that lie wholly inside blocks [begin, end) back to the system. The blocks can be written
-  /// again at any time; their contents are lost.
-  void discard_blocks(std::int64_t begin, std::int64_t end);
-  /// Makes room for `num_blocks`; contents are lost when it grows.
+  /// Makes room for `num_blocks` in a store of its own; contents are lost when it grows.
   void reserve_discard(std::int64_t num_blocks);
 
  private:
+  std::int64_t kv_elements_ = 0;  ///< of K, or V, of one block and layer
   std::int64_t block_stride_ = 0, layer_stride_ = 0, num_layers_ = 0, num_blocks_ = 0;
   DeviceMemory* memory_ = nullptr;
+  T* in_slabs_ = nullptr;
   Buffer<T> k_, v_;
 };
 

@@ -28,8 +28,14 @@ PassShape PassShape::of(const PackedRows& rows, std::size_t targets) {
 }
 
 template <class T>
-SequencePass<T>::SequencePass(const ModelConfig& config, Compute<T> compute, Recompute recompute)
-    : config_(config), recompute_(recompute), runner_(config, compute), trunk_store_(config, 1, 0) {}
+SequencePass<T>::SequencePass(const ModelConfig& config, Compute<T> compute, Recompute recompute,
+                              DeviceMemory* buffers)
+    : config_(config),
+      recompute_(recompute),
+      buffers_(buffers),
+      runner_(config, DeviceOps<T>(compute, buffers)) {
+  release();
+}
 
 template <class T>
 std::int64_t SequencePass<T>::chunk_rows() const {
@@ -93,12 +99,12 @@ void SequencePass<T>::forward_trained_layers(const DecoderWeights<T>& weights, c
   const std::int64_t stored = recompute_ == Recompute::kLayers ? 1 : L - first;
   if (store_layers_ != stored) {
     store_layers_ = stored;
-    store_ = KvStore<T>(config_, stored, packed.num_blocks());
+    store_ = KvStore<T>(config_, stored, packed.num_blocks(), buffers_);
   }
   store_.reserve_discard(packed.num_blocks());
   if (recompute_ == Recompute::kNone)
     return runner_.forward_layers(weights, packed.rows(), first, L, store_, first, x_.data(), &activations_);
-  inputs_.resize(std::max(inputs_.size(), to_size(L - first)));
+  while (inputs_.size() < to_size(L - first)) inputs_.emplace_back(0, buffers_);
   for (std::int64_t l = first; l < L; ++l) {
     Buffer<T>& input = inputs_[to_size(l - first)];
     input.reserve_discard(to_size(elements));
@@ -353,14 +359,14 @@ std::size_t SequencePass<T>::held_bytes() const {
 
 template <class T>
 void SequencePass<T>::release() {
-  trunk_store_ = KvStore<T>(config_, 1, 0);
+  trunk_store_ = KvStore<T>(config_, 1, 0, buffers_);
   store_ = {};
   store_layers_ = 0;
   activations_.clear();
   inputs_.clear();
   for (Buffer<T>* b : {&trunk_, &x_, &layer_x_, &hidden_, &mean_, &rstd_, &dhidden_, &dx_, &gathered_,
                        &dgathered_, &logits_})
-    *b = {};
+    *b = Buffer<T>(0, buffers_);
   runner_.release_scratch();
   cached_chunk_ = nullptr;
   trunk_layer_ = -1;

@@ -38,7 +38,9 @@ struct PassShape {
 template <class T>
 class SequencePass {
  public:
-  SequencePass(const ModelConfig& config, Compute<T> compute, Recompute recompute = Recompute::kNone);
+  /// @param buffers where its memory comes from; null = the process's own
+  SequencePass(const ModelConfig& config, Compute<T> compute, Recompute recompute = Recompute::kNone,
+               DeviceMemory* buffers = nullptr);
 
   Recompute recompute() const { return recompute_; }
 
@@ -111,6 +113,7 @@ class SequencePass {
 
   ModelConfig config_;
   Recompute recompute_;
+  DeviceMemory* buffers_;
   DecoderRunner<T> runner_;
   KvStore<T> trunk_store_, store_;
   std::int64_t store_layers_ = 0;

@@ -1,7 +1,6 @@
 #pragma once
 
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -15,10 +14,6 @@
 
 namespace rlhf {
 
-/// Pages of the process's own memory under a large Buffer. Large ones spare the address translation of arrays
-/// that are streamed through, small ones can be given back piece by piece.
-enum class Pages { kLarge, kSmall };
-
 /// An owned array of trivially copyable elements, aligned to 64 bytes, zero-filled. Move-only. A large one
 /// takes memory from the system as it is touched.
 template <class T>
@@ -27,8 +22,8 @@ class Buffer {
   Buffer() = default;
   /// @param memory null: the process's own. Else the elements are for that device's kernels only, and it must
   /// outlive the buffer.
-  explicit Buffer(std::size_t size, DeviceMemory* memory = nullptr, Pages pages = Pages::kLarge)
-      : data_(nullptr, Free{memory, pages, round_up(size * sizeof(T), kAlignment)}), size_(size) {
+  explicit Buffer(std::size_t size, DeviceMemory* memory = nullptr)
+      : data_(nullptr, Free{memory, round_up(size * sizeof(T), kAlignment)}), size_(size) {
     if (size > 0) data_.reset(static_cast<T*>(data_.get_deleter().allocate()));
   }
   Buffer(Buffer&& other) noexcept : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
@@ -47,25 +42,12 @@ class Buffer {
   T* begin() { return data(); }
   T* end() { return data() + size_; }
 
-  /// Gives the pages (of the process's own memory) that lie wholly inside elements [begin, end) back to the
-  /// system. The elements can be written again at any time; their contents are lost.
-  void discard(std::size_t begin, std::size_t end) {
-    const Free& owner = data_.get_deleter();
-    if (owner.memory) return;
-    const auto page = owner.is_mapped() && owner.pages == Pages::kLarge
-                          ? kLargePage
-                          : static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-    const auto first = round_up(reinterpret_cast<std::uintptr_t>(data() + begin), page);
-    const auto last = reinterpret_cast<std::uintptr_t>(data() + end) / page * page;
-    // Private memory without a file: the next access finds zeros. A refusal only keeps the memory.
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
-  }
   /// Grows to at least `size` elements; the contents are lost when it does.
   void reserve_discard(std::size_t size) {
     if (size > size_) {
-      const Free owner = data_.get_deleter();
-      *this = Buffer(0, owner.memory, owner.pages);
-      *this = Buffer(size, owner.memory, owner.pages);
+      DeviceMemory* const memory = data_.get_deleter().memory;
+      *this = Buffer(0, memory);
+      *this = Buffer(size, memory);
     }
   }
 
@@ -79,7 +61,6 @@ class Buffer {
   // Where the elements come from and go to.
   struct Free {
     DeviceMemory* memory = nullptr;
-    Pages pages = Pages::kLarge;
     std::size_t bytes = 0;
 
     bool is_mapped() const { return !memory && bytes >= kLargePage; }
@@ -116,7 +97,7 @@ class Buffer {
       if (const auto behind = static_cast<std::size_t>(begin + kLargePage - first); behind > 0)
         munmap(first + length, behind);
       // Where the system refuses, the pages are small.
-      if (pages == Pages::kLarge) madvise(first, bytes, MADV_HUGEPAGE);
+      madvise(first, bytes, MADV_HUGEPAGE);
       return first;
     }
   };

@@ -47,6 +47,7 @@ std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const Eng
   options.max_draft_rows = rollout.draft_rows;
   options.trunk_layers = setting.trunk_layers;
   options.decoding = rollout.decoding;
+  options.arena = setting.arena;
   options.num_blocks = std::min(need.wanted, setting.max_blocks);
   std::function<std::string(TokenId)> token_bytes;
   if (model.has_tokenizer())

@@ -72,6 +72,7 @@ struct EngineSetting {
   Compute<float> compute;
   std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();  ///< most K/V blocks, if it wants more
   std::int64_t trunk_layers = 0;                                       ///< see RolloutEngineOptions
+  Arena* arena = nullptr;                                              ///< see RolloutEngineOptions
 };
 /// An engine with the K/V blocks it wants, or as many as it may have; samples are the same. @throws
 /// MemoryError when these are fewer than it needs.

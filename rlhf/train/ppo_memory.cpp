@@ -7,11 +7,18 @@
 
 namespace rlhf {
 
+std::uint64_t PpoMemory::Setting::arena_bytes(std::uint64_t address_space) const {
+  std::uint64_t left = budget_bytes;
+  for (const auto& [name, bytes] : fixed) left -= std::min(left, bytes);
+  return std::min(left, address_space);
+}
+
 PpoMemory::PpoMemory(const Setting& setting, const ModelConfig& model, RolloutEngine& engine,
-                     SequencePass<float>& pass)
+                     SequencePass<float>& pass, Arena& arena)
     : model_(model),
       engine_(engine),
       pass_(pass),
+      arena_(arena),
       least_blocks_(std::min<std::int64_t>(setting.least_blocks, engine.cache().num_blocks())),
       arbiter_(setting.budget_bytes) {
   for (const auto& [name, bytes] : setting.fixed)
@@ -20,6 +27,7 @@ PpoMemory::PpoMemory(const Setting& setting, const ModelConfig& model, RolloutEn
   pass_tenant_ = arbiter_.add_tenant(kActivationsTenant, [this](std::uint64_t) { release_idle_pass(); });
   cache_lease_ = arbiter_.acquire(cache_tenant_, engine_.kv_bytes());
   reported_ = arbiter_.usage();
+  arena_.set_make_room([this](std::size_t bytes) { return shrink_cache(bytes); });
 }
 
 // ---- generate lane ----
@@ -34,7 +42,7 @@ void PpoMemory::grow_cache() {
   if (blocks == 0) return;
   // Refused when a pass has begun meanwhile: then it needs the bytes more.
   auto lease = arbiter_.try_acquire(cache_tenant_, static_cast<std::uint64_t>(blocks) * block);
-  if (!lease) return;
+  if (!lease || !arena_.try_set_slabs(limit + blocks)) return;
   cache_lease_.merge(std::move(*lease));
   engine_.set_block_limit(limit + blocks);
 }
@@ -48,15 +56,16 @@ void PpoMemory::release_idle_pass() {
 
 void PpoMemory::drop_buffers() {
   pass_.release();
-  held_shape_ = {};
-  held_layers_ = 0;
+  leased_ = made_ = {};
   pass_lease_.release();
 }
 
 // ---- train lane ----
 
-// The arbiter asks on the train lane.
-void PpoMemory::shrink_cache(std::uint64_t wanted_bytes) {
+// The arbiter asks on the train lane, and so does the arena where gaps between buffers take what the lease
+// does not hold.
+bool PpoMemory::shrink_cache(std::uint64_t wanted_bytes) {
+  bool shrank = false;
   gate_.between_steps([&] {
     const std::int64_t limit = engine_.cache().limit();
     const std::uint64_t block = engine_.block_bytes();
@@ -65,7 +74,9 @@ void PpoMemory::shrink_cache(std::uint64_t wanted_bytes) {
     if (given <= 0) return;
     engine_.set_block_limit(limit - given);
     cache_lease_.shrink_to(static_cast<std::uint64_t>(limit - given) * block);
+    shrank = true;
   });
+  return shrank;
 }
 
 PpoMemory::Pass::Pass(PpoMemory& memory, const PassShape& shape, std::int64_t kept_layers)
@@ -81,17 +92,30 @@ PpoMemory::Pass PpoMemory::begin_pass(const PassShape& shape, std::int64_t kept_
   return Pass(*this, shape, kept_layers);
 }
 
-// Buffers stay from pass to pass and only grow, so what counts is the largest of each kind.
+void PpoMemory::Extent::include(const PassShape& other, std::int64_t layers) {
+  shape = {std::max(shape.rows, other.rows), std::max(shape.blocks, other.blocks),
+           std::max(shape.targets, other.targets)};
+  kept_layers = std::max(kept_layers, layers);
+}
+
+std::uint64_t PpoMemory::formula(const Extent& extent) const {
+  return SequencePass<float>::activation_bytes(model_, extent.shape, extent.kept_layers, pass_.recompute());
+}
+
+// Buffers stay from pass to pass, so what counts is the largest of each kind. When they must grow they are
+// all made anew, one behind the other, since each on its own would leave a gap.
 void PpoMemory::acquire_pass(const PassShape& shape, std::int64_t kept_layers) {
+  const Extent before = leased_;
   const auto needed = [&] {
-    held_shape_ = {std::max(held_shape_.rows, shape.rows), std::max(held_shape_.blocks, shape.blocks),
-                   std::max(held_shape_.targets, shape.targets)};
-    held_layers_ = std::max(held_layers_, kept_layers);
-    formula_bytes_ =
-        SequencePass<float>::activation_bytes(model_, held_shape_, held_layers_, pass_.recompute());
-    return predictor().predict(formula_bytes_);
+    leased_.include(shape, kept_layers);
+    return predictor(leased_).predict(formula(leased_));
   };
   const std::uint64_t bytes = needed();
+  if (leased_ != before) {
+    pass_.release();
+    made_ = {};
+  }
+  made_.include(shape, kept_layers);
   if (bytes <= pass_lease_.bytes()) return;
   if (auto more = arbiter_.try_acquire(pass_tenant_, bytes - pass_lease_.bytes())) {
     pass_lease_.merge(std::move(*more));
@@ -99,6 +123,7 @@ void PpoMemory::acquire_pass(const PassShape& shape, std::int64_t kept_layers) {
   }
   // Buffers of passes of other shapes are in the way.
   drop_buffers();
+  made_.include(shape, kept_layers);
   try {
     pass_lease_ = arbiter_.acquire(pass_tenant_, needed());
   } catch (const MemoryError& error) {
@@ -110,8 +135,8 @@ void PpoMemory::acquire_pass(const PassShape& shape, std::int64_t kept_layers) {
 
 void PpoMemory::measure_pass() {
   const std::uint64_t measured = pass_.held_bytes();
-  predictor().observe(formula_bytes_, measured);
-  error_sum_ += predictor().last_error();
+  predictor(made_).observe(formula(made_), measured);
+  error_sum_ += predictor(made_).last_error();
   ++num_passes_;
   if (measured <= pass_lease_.bytes()) return;
   // More than was set aside: what is there is counted, as far as the budget goes.
@@ -135,6 +160,7 @@ Metrics PpoMemory::take_metrics() {
   metrics.emplace_back("memory/cache_reclaimed_bytes", since(cache_tenant_, &TenantUsage::reclaimed_bytes));
   metrics.emplace_back("memory/cache_denied", since(cache_tenant_, &TenantUsage::num_denied));
   metrics.emplace_back("memory/passes_denied", since(pass_tenant_, &TenantUsage::num_denied));
+  metrics.emplace_back("memory/arena_peak_bytes", static_cast<double>(arena_.layout().peak_bytes()));
   reported_ = now;
   const std::lock_guard lock(pass_mutex_);
   metrics.emplace_back("memory/prediction_error",

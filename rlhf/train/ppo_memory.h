@@ -27,10 +27,15 @@ class PpoMemory {
     std::uint64_t budget_bytes = MemoryArbiter::kUnlimited;
     std::vector<std::pair<std::string, std::uint64_t>> fixed;  ///< tenants that hold what they hold
     std::int64_t least_blocks = 0;                             ///< that the cache always keeps
+
+    /// What the fixed tenants leave of the budget, at most `address_space`: the arena of engine and pass.
+    std::uint64_t arena_bytes(std::uint64_t address_space) const;
   };
-  /// The engine and the pass must outlive it. @throws MemoryError with who holds what.
+  /// The engine and the pass have their memory from `arena`; all three must outlive it, and nothing may use
+  /// them afterwards. @throws MemoryError with who holds what.
   PpoMemory(const Setting& setting, const ModelConfig& model, RolloutEngine& engine,
-            SequencePass<float>& pass);
+            SequencePass<float>& pass, Arena& arena);
+  ~PpoMemory() { arena_.set_make_room({}); }
 
   // ---- generate lane ----
 
@@ -70,16 +75,28 @@ class PpoMemory {
   MemoryUsage usage() const { return arbiter_.usage(); }
 
  private:
-  void shrink_cache(std::uint64_t wanted_bytes);
+  /// The largest of some passes, kind by kind.
+  struct Extent {
+    PassShape shape;
+    std::int64_t kept_layers = 0;
+
+    void include(const PassShape& other, std::int64_t layers);
+    bool operator==(const Extent&) const = default;
+  };
+  bool shrink_cache(std::uint64_t wanted_bytes);
   void release_idle_pass();
   void acquire_pass(const PassShape& shape, std::int64_t kept_layers);
   void measure_pass();
   void drop_buffers();
-  BytesPredictor& predictor() { return held_layers_ > 0 ? training_passes_ : scoring_; }
+  BytesPredictor& predictor(const Extent& extent) {
+    return extent.kept_layers > 0 ? training_passes_ : scoring_;
+  }
+  std::uint64_t formula(const Extent& extent) const;
 
   ModelConfig model_;
   RolloutEngine& engine_;
   SequencePass<float>& pass_;
+  Arena& arena_;
   std::int64_t least_blocks_;
   MemoryArbiter arbiter_;
   TenantId cache_tenant_ = 0, pass_tenant_ = 0;
@@ -88,10 +105,9 @@ class PpoMemory {
 
   std::mutex pass_mutex_;  ///< held during a pass; guards pass_ and what follows
   MemoryLease pass_lease_;
-  PassShape held_shape_;  ///< of the largest passes since the buffers were made
-  std::int64_t held_layers_ = 0;
+  Extent leased_;                             ///< passes since the lease was empty
+  Extent made_;                               ///< passes since the buffers were made anew
   BytesPredictor scoring_, training_passes_;  ///< of buffers without and with activations that are kept
-  std::uint64_t formula_bytes_ = 0;
   double error_sum_ = 0;
   std::int64_t num_passes_ = 0, num_overruns_ = 0;
 

@@ -54,7 +54,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
       reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
       judges{data, reward, options.reward_model_weight},
       policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size()),
-      pass(policy.config(), context.compute, context.recompute) {
+      pass(policy.config(), context.compute, context.recompute, &arena) {
   check_inputs(frozen, data, options);
   if (options.algorithm.distillation.coefficient > 0) teacher.emplace(*frozen.teacher, context.compute);
   const auto scheduling = schedule.make_policy();
@@ -84,10 +84,13 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic && !rollout_weights;
   const Compute<float> generate_compute(generate_pool ? *generate_pool : context.compute.pool(),
                                         kernels::detect_cpu_isa());
-  engine = make_engine(policy, {rollout, data.train_prompts, generate_compute, context.max_blocks,
-                                sampled_trunk ? trunk_layers : 0});
-  memory = std::make_unique<PpoMemory>(memory_setting(frozen, data, rollout, options, context, schedule),
-                                       policy.config(), *engine, pass);
+  const std::int64_t kept_trunk = sampled_trunk ? trunk_layers : 0;
+  const auto setting = memory_setting(frozen, data, rollout, options, context, schedule);
+  arena.open(setting.arena_bytes(machine_memory_bytes()),
+             RolloutEngine::slab_bytes(policy.config(), kept_trunk));
+  engine = make_engine(
+      policy, {rollout, data.train_prompts, generate_compute, context.max_blocks, kept_trunk, &arena});
+  memory = std::make_unique<PpoMemory>(setting, policy.config(), *engine, pass, arena);
 }
 
 void PpoModels::publish(const Compute<float>& compute) {

@@ -45,6 +45,7 @@ struct PpoModels {
   std::optional<Parameters<float>> snapshot;      ///< what generation reads off-policy
   std::optional<RolloutWeights> rollout_weights;  ///< what generation reads, unless it is fp32
   std::unique_ptr<ThreadPool> generate_pool;      ///< of the generate lane; null = it has the train lane's
+  Arena arena;                                    ///< of engine and pass
   std::unique_ptr<RolloutEngine> engine;
   double generated_flops = 0;  ///< of the engine, until the last complete batch; the generate lane's
   SequencePass<float> pass;

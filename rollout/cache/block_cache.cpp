@@ -1,6 +1,7 @@
 #include "rollout/cache/block_cache.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "rlhf/core/error.h"
 
@@ -11,44 +12,40 @@ BlockCache::BlockCache(std::int32_t num_blocks, std::int32_t block_tokens)
   RLHF_CHECK(num_blocks >= 0 && block_tokens > 0, "BlockCache: ", num_blocks, " blocks of ", block_tokens,
              " tokens");
   blocks_.resize(static_cast<std::size_t>(num_blocks));
-  for (std::int32_t b = num_blocks - 1; b >= 0; --b) free_.push_back(b);
+  for (std::int32_t b = 0; b < num_blocks; ++b) free_.insert(b);
 }
 
 void BlockCache::set_limit(std::int32_t limit) {
   RLHF_CHECK(limit >= 0 && limit <= num_blocks(), "BlockCache: a limit of ", limit, " blocks, expected 0 to ",
              num_blocks());
   limit_ = limit;
-  while (num_live() < limit_) {
-    free_.push_back(retired_.back());
-    retired_.pop_back();
-  }
-  num_retired_taken_ = std::min(num_retired_taken_, retired_.size());
-  while (excess() > 0 && !free_.empty()) {
-    retired_.push_back(free_.back());
-    free_.pop_back();
-  }
   while (excess() > 0 && !evictable_.empty()) unpublish(evictable_.front());
 }
 
-std::int32_t BlockCache::excess() const {
-  return std::max(0, num_live() - limit_);
-}
-
-std::vector<std::int32_t> BlockCache::take_retired() {
-  std::vector<std::int32_t> taken(retired_.begin() + static_cast<std::ptrdiff_t>(num_retired_taken_),
-                                  retired_.end());
-  num_retired_taken_ = retired_.size();
-  return taken;
+std::vector<BlockCache::Move> BlockCache::compact() {
+  RLHF_CHECK(excess() == 0, "BlockCache: ", excess(), " referenced blocks are beyond the limit");
+  std::vector<Move> moves;
+  for (std::int32_t from = limit_; from < num_blocks(); ++from) {
+    if (free_.contains(from)) continue;
+    const std::int32_t to = *free_.begin();
+    at(to) = std::exchange(at(from), {});
+    if (node(to) != kRoot) published_.at(at(to).key) = to;
+    if (at(to).lru) **at(to).lru = to;
+    free_.erase(to);
+    free_.insert(from);
+    moves.push_back({from, to});
+  }
+  return moves;
 }
 
 std::optional<std::int32_t> BlockCache::try_allocate() {
-  if (free_.empty()) {
-    if (evictable_.empty()) return std::nullopt;
+  if (num_available() == 0) return std::nullopt;
+  if (num_held() == limit_) {
     ++num_evictions_;
     unpublish(evictable_.front());
   }
-  const std::int32_t block = free_.back();
-  free_.pop_back();
+  const std::int32_t block = *free_.begin();
+  free_.erase(free_.begin());
   at(block).references = 1;
   return block;
 }
@@ -72,7 +69,7 @@ void BlockCache::release(std::span<const std::int32_t> blocks) {
       entry.lru = evictable_.insert(evictable_.end(), blocks[i]);
       if (excess() > 0) unpublish(blocks[i]);
     } else {
-      put_away(blocks[i]);
+      free_.insert(blocks[i]);
     }
   }
 }
@@ -107,11 +104,6 @@ BlockCache::NodeId BlockCache::publish(std::int32_t block, NodeId parent, std::s
   return entry.node;
 }
 
-// A block that holds nothing any more: free, or retired when there are too many.
-void BlockCache::put_away(std::int32_t block) {
-  (excess() > 0 ? retired_ : free_).push_back(block);
-}
-
 void BlockCache::unpublish(std::int32_t block) {
   Block& entry = at(block);
   published_.erase(entry.key);
@@ -120,7 +112,7 @@ void BlockCache::unpublish(std::int32_t block) {
   if (entry.lru) {
     evictable_.erase(*entry.lru);
     entry.lru.reset();
-    put_away(block);
+    free_.insert(block);
   }
 }
 
@@ -132,16 +124,15 @@ void BlockCache::forget_published() {
 void BlockCache::check() const {
   const auto in_use = static_cast<std::size_t>(
       std::ranges::count_if(blocks_, [](const Block& b) { return b.references > 0; }));
-  if (in_use + free_.size() + evictable_.size() + retired_.size() != blocks_.size())
+  if (in_use + free_.size() + evictable_.size() != blocks_.size())
     fail<InternalError>("BlockCache: ", in_use, " used + ", free_.size(), " free + ", evictable_.size(),
-                        " evictable + ", retired_.size(), " retired != ", blocks_.size(), " blocks");
-  if (num_live() > limit_ && num_available() > 0)
-    fail<InternalError>("BlockCache: ", num_available(), " idle blocks although ", num_live(),
-                        " live blocks exceed the limit of ", limit_);
-  for (const auto* idle : {&free_, &retired_})
-    for (std::int32_t block : *idle)
-      if (references(block) != 0 || node(block) != kRoot)
-        fail<InternalError>("BlockCache: idle block ", block, " is in use or published");
+                        " evictable != ", blocks_.size(), " blocks");
+  if (num_held() > limit_ && !evictable_.empty())
+    fail<InternalError>("BlockCache: ", evictable_.size(), " idle blocks although ", num_held(),
+                        " blocks exceed the limit of ", limit_);
+  for (std::int32_t block : free_)
+    if (references(block) != 0 || node(block) != kRoot)
+      fail<InternalError>("BlockCache: free block ", block, " is in use or published");
   for (std::int32_t block : evictable_)
     if (references(block) != 0 || node(block) == kRoot)
       fail<InternalError>("BlockCache: evictable block ", block, " is in use or not published");

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <list>
 #include <map>
 #include <optional>
+#include <set>
 #include <span>
 #include <vector>
 
@@ -28,20 +30,26 @@ class BlockCache {
 
   std::int32_t num_blocks() const { return static_cast<std::int32_t>(blocks_.size()); }
   /// Blocks that try_allocate() could hand out now: free ones and evictable ones.
-  std::int32_t num_available() const { return static_cast<std::int32_t>(free_.size() + evictable_.size()); }
+  std::int32_t num_available() const {
+    return std::max(0, limit_ - num_held() + static_cast<std::int32_t>(evictable_.size()));
+  }
   std::int32_t references(std::int32_t block) const { return at(block).references; }
 
-  /// Lets at most `limit` blocks, 0 to num_blocks, hold anything. Idle blocks are retired at once, referenced
-  /// ones when they are released: until then `excess` is positive.
+  /// Lets at most `limit` blocks, 0 to num_blocks, hold anything. Idle blocks are evicted at once, referenced
+  /// ones go when they are released: until then `excess` is positive.
   void set_limit(std::int32_t limit);
   std::int32_t limit() const { return limit_; }
   /// Referenced blocks beyond the limit.
-  std::int32_t excess() const;
-  /// Blocks retired since the last call: their memory may be given back until the limit rises again.
-  std::vector<std::int32_t> take_retired();
+  std::int32_t excess() const { return std::max(0, num_held() - limit_); }
+  struct Move {
+    std::int32_t from, to;  ///< blocks
+  };
+  /// Renames blocks so that only the first `limit` hold anything. The caller copies what they hold, and
+  /// renames them wherever it has kept them. @throws InvalidArgument while there is an excess
+  std::vector<Move> compact();
 
-  /// A block with one reference, evicting an unreferenced published block if needed; nothing when all are in
-  /// use.
+  /// The first free block, with one reference, evicting an unreferenced published block if needed; nothing
+  /// when all are in use. Below the limit, once compact() was called.
   std::optional<std::int32_t> try_allocate();
   void add_reference(std::int32_t block);
   /// Gives references back, last block first, so that the tail of a prefix is evicted before its head.
@@ -77,17 +85,15 @@ class BlockCache {
 
   const Block& at(std::int32_t block) const { return blocks_[static_cast<std::size_t>(block)]; }
   Block& at(std::int32_t block) { return blocks_[static_cast<std::size_t>(block)]; }
-  std::int32_t num_live() const { return num_blocks() - static_cast<std::int32_t>(retired_.size()); }
-  void put_away(std::int32_t block);
+  /// Blocks that hold something: referenced or evictable ones.
+  std::int32_t num_held() const { return num_blocks() - static_cast<std::int32_t>(free_.size()); }
   void unpublish(std::int32_t block);
 
   std::int32_t block_tokens_;
   std::int32_t limit_;
   std::vector<Block> blocks_;
-  std::vector<std::int32_t> free_;
+  std::set<std::int32_t> free_;
   std::list<std::int32_t> evictable_;  ///< least recently used first
-  std::vector<std::int32_t> retired_;  ///< beyond the limit
-  std::size_t num_retired_taken_ = 0;  ///< the first of retired_, handed out by take_retired
   std::map<Key, std::int32_t> published_;
   NodeId next_node_ = kRoot + 1;
   std::int64_t num_hit_tokens_ = 0, num_evictions_ = 0;

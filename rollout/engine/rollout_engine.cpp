@@ -31,6 +31,28 @@ SchedulerOptions scheduler_options(const RolloutEngineOptions& options) {
   return out;
 }
 
+std::int64_t trunk_width(const ModelConfig& config, std::int64_t trunk_layers) {
+  return trunk_layers > 0 ? config.hidden_size : 0;
+}
+
+std::unique_ptr<Arena> make_arena(std::int64_t num_blocks, std::size_t slab_bytes) {
+  auto arena = std::make_unique<Arena>();
+  arena->open(to_size(num_blocks) * slab_bytes, slab_bytes);
+  return arena;
+}
+
+std::int64_t elements(std::size_t bytes) {
+  return static_cast<std::int64_t>(bytes / sizeof(float));
+}
+
+float* first_slab(const Arena& arena) {
+  return static_cast<float*>(arena.first_slab());
+}
+
+std::int64_t slab_stride(const Arena& arena) {
+  return -elements(arena.layout().slab_bytes());
+}
+
 }  // namespace
 
 RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
@@ -39,13 +61,26 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
     : config_(config),
       options_(options),
       runner_(config, compute),
-      store_(config, config.num_layers, options.num_blocks),
-      trunk_(options.trunk_layers > 0 ? config.hidden_size : 0, options.num_blocks),
+      own_arena_(options.arena ? nullptr : make_arena(options.num_blocks, block_bytes())),
+      arena_(options.arena ? *options.arena : *own_arena_),
+      store_(config, config.num_layers, first_slab(arena_), slab_stride(arena_), nullptr),
+      trunk_(trunk_width(config, options.trunk_layers),
+             first_slab(arena_) + elements(KvStore<float>::block_bytes(config, config.num_layers)),
+             slab_stride(arena_)),
       scheduler_(scheduler_options(options)),
       has_text_(static_cast<bool>(token_bytes)),
-      setting_{std::move(token_bytes), config.vocab_size, std::make_shared<TurnMailbox>()} {}
+      setting_{std::move(token_bytes), config.vocab_size, std::make_shared<TurnMailbox>()} {
+  RLHF_CHECK(arena_.layout().slab_bytes() == block_bytes(), "rollout: an arena with slabs of ",
+             arena_.layout().slab_bytes(), " bytes, expected ", block_bytes());
+  set_slabs(options.num_blocks);
+}
 
 RolloutEngine::~RolloutEngine() = default;
+
+std::size_t RolloutEngine::slab_bytes(const ModelConfig& config, std::int64_t trunk_layers) {
+  return KvStore<float>::block_bytes(config, config.num_layers) +
+         TrunkStore::block_bytes(trunk_width(config, trunk_layers));
+}
 
 std::int64_t RolloutEngine::blocks_for(std::int64_t num_sequences, std::int64_t max_tokens) {
   return num_sequences * ((max_tokens + kBlockTokens - 1) / kBlockTokens + 1);
@@ -147,19 +182,20 @@ std::optional<Sample> RolloutEngine::try_take() {
 void RolloutEngine::set_block_limit(std::int64_t limit) {
   RLHF_CHECK(limit >= 0 && limit <= cache().num_blocks(), "rollout: a block limit of ", limit,
              ", expected 0 to ", cache().num_blocks());
-  scheduler_.set_block_limit(static_cast<std::int32_t>(limit));
-  give_memory_back();
+  for (const auto& [from, to] : scheduler_.set_block_limit(static_cast<std::int32_t>(limit))) {
+    store_.copy_block(from, to);
+    if (trunk_.keeps()) trunk_.copy_block(from, to);
+  }
+  set_slabs(limit);
+  if (own_arena_) own_arena_->discard_free();
 }
 
-void RolloutEngine::give_memory_back() {
-  auto blocks = scheduler_.take_retired_blocks();
-  std::ranges::sort(blocks);
-  for (std::size_t begin = 0, end = 0; begin < blocks.size(); begin = end) {
-    do ++end;
-    while (end < blocks.size() && blocks[end] == blocks[end - 1] + 1);
-    store_.discard_blocks(blocks[begin], blocks[end - 1] + 1);
-    trunk_.discard_blocks(blocks[begin], blocks[end - 1] + 1);
-  }
+void RolloutEngine::set_slabs(std::int64_t slabs) {
+  if (arena_.try_set_slabs(slabs)) return;
+  const ArenaLayout layout = arena_.layout();
+  fail<MemoryError>("rollout: no room for ", slabs, " K/V blocks of ", layout.slab_bytes(),
+                    " bytes: the arena has ", layout.capacity(), " bytes, and others lie up to byte ",
+                    layout.top());
 }
 
 // ---- one step ----
@@ -260,7 +296,6 @@ bool RolloutEngine::run_step(const DecoderWeights<float>& weights, WeightVersion
     };
   const StepPlan& plan = scheduler_.plan(begin, static_cast<std::int64_t>(finished_.size()), proposer);
   for (const DroppedSample& sample : plan.expired) hand_out(sample, FinishReason::kDeadline);
-  give_memory_back();
   if (plan.chunks.empty()) {
     if (scheduler_.stalled())
       fail<MemoryError>("rollout: nothing can run with ", cache().limit(),
@@ -271,7 +306,7 @@ bool RolloutEngine::run_step(const DecoderWeights<float>& weights, WeightVersion
   }
   for (const StepPlan::Copy& copy : plan.copies) {
     store_.copy_block(copy.from, copy.to);
-    trunk_.copy_block(copy.from, copy.to);
+    if (trunk_.keeps()) trunk_.copy_block(copy.from, copy.to);
   }
   run_layers(plan, weights);
   sample_rows(weights);

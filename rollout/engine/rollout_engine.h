@@ -13,6 +13,7 @@
 
 #include "rlhf/core/clock.h"
 #include "rlhf/model/decoder.h"
+#include "rlhf/tensor/arena.h"
 #include "rollout/engine/draw_token.h"
 #include "rollout/engine/generation.h"
 #include "rollout/engine/lookahead.h"
@@ -44,6 +45,9 @@ struct RolloutEngineOptions {
   double draft_row_cost = 0.08;
   std::int64_t trunk_layers = 0;  ///< samples carry the hidden states behind so many layers; 0 = none
   Decoding decoding = Decoding::kPaged;
+  /// Opened with slabs of RolloutEngine::slab_bytes; K and V lie in it, and others may use what they leave.
+  /// Must outlive the engine. Null = the engine has one of its own.
+  Arena* arena = nullptr;
   Clock clock = steady_clock();  ///< of deadlines and statistics
 };
 
@@ -72,6 +76,8 @@ class RolloutEngine {
   /// MB there) are read once for all of them.
   static constexpr std::int64_t kLogitsRows = 64;
 
+  /// Bytes of K, V and kept states that one block takes.
+  static std::size_t slab_bytes(const ModelConfig& config, std::int64_t trunk_layers);
   /// K/V blocks that `num_sequences` samples of `max_tokens` tokens (prompt and response) need.
   static std::int64_t blocks_for(std::int64_t num_sequences, std::int64_t max_tokens);
 
@@ -100,9 +106,10 @@ class RolloutEngine {
   void pause() { paused_ = true; }
   void resume() { paused_ = false; }
 
-  /// Lets at most `limit` K/V blocks be in use from now on, 0 to num_blocks, and gives the memory of the
-  /// others back to the system, at once. Samples that do not fit are preempted, the last in rank first.
-  /// Between two steps only.
+  /// Lets at most `limit` K/V blocks be in use from now on, 0 to num_blocks, and gives the others back at
+  /// once, to the arena or, if that is the engine's own, to the system: what lies there moves. Samples that
+  /// do not fit are preempted, the last in rank first. Between two steps only. @throws MemoryError when
+  /// something else lies where the cache is to grow
   void set_block_limit(std::int64_t limit);
   /// Drops cached prefixes. Call when the weights have changed; running samples keep their K/V.
   void forget_prefixes() { scheduler_.forget_prefixes(); }
@@ -110,11 +117,9 @@ class RolloutEngine {
   GenerationStatistics statistics() const;
   const BlockCache& cache() const { return scheduler_.cache(); }
   const EngineScheduler& scheduler() const { return scheduler_; }
-  std::size_t kv_bytes() const { return store_.bytes() + trunk_.bytes(); }
-  /// Bytes of K, V and kept states that one block takes.
-  std::size_t block_bytes() const {
-    return kv_bytes() / static_cast<std::size_t>(scheduler_.cache().num_blocks());
-  }
+  /// Of K, V and kept states in all blocks.
+  std::size_t kv_bytes() const { return block_bytes() * static_cast<std::size_t>(cache().num_blocks()); }
+  std::size_t block_bytes() const { return slab_bytes(config_, options_.trunk_layers); }
   /// Bytes held beside the cache: what the largest step so far has needed.
   std::size_t workspace_bytes() const {
     return runner_.scratch_bytes() + x_.bytes() + hidden_.bytes() + logits_.bytes();
@@ -150,11 +155,13 @@ class RolloutEngine {
   bool accept_row(std::size_t index, const DecoderWeights<float>& weights, WeightVersion version);
   [[noreturn]] void fail_not_finite(const SampledRow& row, const DecoderWeights<float>& weights,
                                     WeightVersion version);
-  void give_memory_back();
+  void set_slabs(std::int64_t slabs);
 
   ModelConfig config_;
   RolloutEngineOptions options_;
   DecoderRunner<float> runner_;
+  std::unique_ptr<Arena> own_arena_;
+  Arena& arena_;
   KvStore<float> store_;
   TrunkStore trunk_;
   EngineScheduler scheduler_;

@@ -156,10 +156,19 @@ void EngineScheduler::leave(Sequence& sequence) {
   num_parked_ -= sequence.state == Sequence::State::kParked;
 }
 
-void EngineScheduler::set_block_limit(std::int32_t limit) {
+std::vector<BlockCache::Move> EngineScheduler::set_block_limit(std::int32_t limit) {
   cache_.set_limit(limit);
   while (cache_.excess() > 0 && !idle_.empty()) release_idle(*idle_.rbegin()->second);
   while (cache_.excess() > 0 && !running_.empty()) preempt_last();
+  const auto moves = cache_.compact();
+  std::map<std::int32_t, std::int32_t> names;
+  for (const auto& [from, to] : moves) names.emplace(from, to);
+  if (names.empty()) return moves;
+  for (auto& [id, request] : requests_)
+    for (auto& sequence : request->live)
+      for (std::int32_t& block : sequence->table)
+        if (const auto name = names.find(block); name != names.end()) block = name->second;
+  return moves;
 }
 
 void EngineScheduler::forget_prefixes() {

@@ -150,10 +150,9 @@ class EngineScheduler {
   void cancel_all();
 
   /// Lets at most `limit` blocks be in use from now on; the last in rank are preempted. 0 preempts all.
-  /// Between two steps only. @throws InvalidArgument outside 0 to num_blocks.
-  void set_block_limit(std::int32_t limit);
-  /// Blocks beyond the limit since the last call; see BlockCache.
-  std::vector<std::int32_t> take_retired_blocks() { return cache_.take_retired(); }
+  /// Between two steps only. @return what has moved, so that only the first `limit` blocks hold anything; to
+  /// be copied. @throws InvalidArgument outside 0 to num_blocks.
+  std::vector<BlockCache::Move> set_block_limit(std::int32_t limit);
   /// Forgets published prefixes: the weights have changed. Running sequences keep their K/V.
   void forget_prefixes();
 

@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "rlhf/model/packed_rows.h"
-#include "rlhf/tensor/buffer.h"
 
 namespace rlhf {
 
@@ -14,7 +13,9 @@ namespace rlhf {
 class TrunkStore {
  public:
   /// @param width of a hidden state; 0 = nothing is kept
-  TrunkStore(std::int64_t width, std::int64_t num_blocks);
+  /// @param first place of block 0; that of block i is i * `stride` elements further
+  TrunkStore(std::int64_t width, float* first, std::int64_t stride)
+      : width_(width), first_(first), stride_(stride) {}
 
   bool keeps() const { return width_ > 0; }
   /// Keeps the states [rows, width] of the rows of a step.
@@ -22,13 +23,13 @@ class TrunkStore {
   /// States of the first `length` tokens of a sequence, [length, width].
   std::vector<float> gather(std::span<const std::int32_t> table, std::int64_t length) const;
   void copy_block(std::int64_t from, std::int64_t to);
-  /// As KvStore::discard_blocks.
-  void discard_blocks(std::int64_t begin, std::int64_t end);
-  std::size_t bytes() const { return states_.bytes(); }
+  /// Bytes that one block takes.
+  static std::size_t block_bytes(std::int64_t width);
 
  private:
-  std::int64_t width_, block_stride_;
-  Buffer<float> states_;  ///< [num_blocks][block][width]
+  std::int64_t width_;
+  float* first_;
+  std::int64_t stride_;
 };
 
 }  // namespace rlhf

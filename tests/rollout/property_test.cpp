@@ -90,6 +90,25 @@ class CacheModel {
   void set_limit(std::int32_t limit) {
     cache_.set_limit(limit);
     drop_unpublished();
+    if (cache_.excess() == 0) compact();
+  }
+  // Contents and users follow, and nothing is left beyond the limit.
+  void compact() {
+    std::map<std::int32_t, std::int32_t> names;
+    for (const auto& [from, to] : cache_.compact()) {
+      RC_ASSERT(to < cache_.limit());
+      RC_ASSERT(from >= cache_.limit());
+      RC_ASSERT(names.emplace(from, to).second);
+      content_[to] = content_.at(from);
+      content_.erase(from);
+    }
+    const auto rename = [&](std::int32_t& block) {
+      if (const auto name = names.find(block); name != names.end()) block = name->second;
+    };
+    for (auto& holder : holders_) std::ranges::for_each(holder, rename);
+    std::ranges::for_each(idle_, rename);
+    for (std::int32_t b = cache_.limit(); b < kBlocks; ++b)
+      RC_ASSERT(cache_.references(b) == 0 && cache_.node(b) == BlockCache::kRoot);
   }
   void forget() {
     cache_.forget_published();

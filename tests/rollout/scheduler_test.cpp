@@ -37,9 +37,16 @@ class FakeModel {
 
   void new_weights() { ++version_; }
 
+  // What lies beyond the limit afterwards is somebody else's.
+  void move(const std::vector<BlockCache::Move>& moves, std::int32_t limit) {
+    for (const auto& [from, to] : moves) copy(from, to);
+    std::fill(kv_.begin() + limit * width_, kv_.end(), Kv{});
+    num_moves_ += std::ssize(moves);
+  }
+  std::int64_t num_moves() const { return num_moves_; }
+
   void run(const StepPlan& plan) {
-    for (const auto& [from, to] : plan.copies)
-      std::copy_n(kv_.begin() + from * width_, width_, kv_.begin() + to * width_);
+    for (const auto& [from, to] : plan.copies) copy(from, to);
     for (const auto& chunk : plan.chunks) write(chunk);
     for (const auto& chunk : plan.chunks) read(chunk);
   }
@@ -50,6 +57,9 @@ class FakeModel {
     std::int64_t version = 0;
   };
 
+  void copy(std::int32_t from, std::int32_t to) {
+    std::copy_n(kv_.begin() + from * width_, width_, kv_.begin() + to * width_);
+  }
   Kv& at(const Sequence& sequence, std::int64_t t) {
     const auto block = sequence.table.at(static_cast<std::size_t>(t / width_));
     return kv_[static_cast<std::size_t>(block * width_ + t % width_)];
@@ -73,7 +83,7 @@ class FakeModel {
     REQUIRE(fresh);  // nothing older than the weights under which the sequence began
   }
 
-  std::int64_t width_, version_ = 0;
+  std::int64_t width_, version_ = 0, num_moves_ = 0;
   std::vector<Kv> kv_;
 };
 
@@ -150,6 +160,7 @@ class Soak {
   std::int64_t dropped() const { return num_dropped_; }
   std::int64_t longest_pause() const { return longest_pause_; }
   std::int64_t resumed() const { return num_resumed_; }
+  std::int64_t moves() const { return model_.num_moves(); }
   std::int64_t kept() const { return num_kept_; }
 
  private:
@@ -206,7 +217,8 @@ class Soak {
     if (--limit_steps_ < 0) {  // low limits are short, as when another tenant needs memory for a while
       const bool low = scheduler_.cache().limit() >= kEnough && random_.below(2) == 0;
       const auto blocks = low ? random_.below(kEnough) : kEnough + random_.below(24 - kEnough + 1);
-      scheduler_.set_block_limit(static_cast<std::int32_t>(blocks));
+      const auto limit = static_cast<std::int32_t>(blocks);
+      model_.move(scheduler_.set_block_limit(limit), limit);
       limit_steps_ = static_cast<std::int64_t>(random_.below(low ? 5 : 60));
     }
   }
@@ -332,6 +344,7 @@ TEST_CASE(
     CHECK(statistics.cached_prefix_tokens > 10000);
     CHECK(statistics.forked_tokens > 10000);
     CHECK(soak.scheduler().cache().num_evictions() > 1000);
+    CHECK(soak.moves() > 100);
     // All that can be ahead of a request: those that were open, and those that came in the time in which a
     // priority of 1 overtakes one of -1. Alone, each would need its longest response and a step for its
     // prompt.
@@ -562,8 +575,8 @@ TEST_CASE("a lower block limit preempts the last in rank first; a limit too low 
   // Ends of responses come from token_at; one step is enough to have all run.
   model.run(scheduler.plan(0, 0));
   REQUIRE(scheduler.num_running() == 3);
-  scheduler.set_block_limit(2);
-  CHECK(scheduler.take_retired_blocks().size() >= 18);
+  model.move(scheduler.set_block_limit(2), 2);
+  for (std::int32_t block = 2; block < 24; ++block) CHECK(scheduler.cache().references(block) == 0);
   CHECK(scheduler.first_in_rank()->request == ids[0]);
   scheduler.plan(0, 0);
   CHECK(scheduler.num_running() == 1);

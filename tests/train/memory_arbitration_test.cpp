@@ -88,6 +88,9 @@ TEST_CASE("under a tight budget the peak stays below it and the run is the same 
           data.options(name + "-tight", with(overrides, {"memory.budget=" + std::to_string(budget)}));
       const Attempt tight = attempt(tight_options, Start::kFresh);
       CHECK(largest_over_steps(tight, "memory/peak_bytes") <= static_cast<double>(budget));
+      // Cache, buffers and the gaps between them, beside weights and optimizer.
+      CHECK(largest_over_steps(tight, "memory/arena_peak_bytes") < static_cast<double>(budget));
+      CHECK(largest_over_steps(tight, "memory/arena_peak_bytes") > 0);
       CHECK(largest_over_steps(tight, "memory/prediction_overruns") == 0);
       CHECK(sum_over_steps(tight, "memory/cache_reclaims") > 0);
       CHECK((final_policy(data, name + "-tight") == final_policy(data, name)));
@@ -123,8 +126,8 @@ TEST_CASE("a pass that cannot fit is told with the key that would help") {
   const TaskData task = build_task(options, policy);
   ThreadPool pool(1);
   const Compute<float> compute(pool, kernels::detect_cpu_isa());
-  const auto engine = make_engine(policy, {options.rollout, task.train_prompts, compute});
-  SequencePass<float> pass(policy.config(), compute);
+  const std::size_t slab = RolloutEngine::slab_bytes(policy.config(), 0);
+  const BlockNeed need = block_need(options.rollout, longest_prompt(task.train_prompts));
   PpoMemory::Setting setting;
   setting.least_blocks = 4;
   setting.fixed = {{"policy weights", 1000}};
@@ -133,8 +136,14 @@ TEST_CASE("a pass that cannot fit is told with the key that would help") {
   const auto formula = static_cast<double>(SequencePass<float>::activation_bytes(policy.config(), shape, 2));
   setting.budget_bytes =
       500 + static_cast<std::uint64_t>(std::ceil(formula * (1 + BytesPredictor::kFirstMargin)));
-  REQUIRE(setting.budget_bytes > 1000 + engine->kv_bytes());
-  PpoMemory memory(setting, policy.config(), *engine, pass);
+  REQUIRE(setting.budget_bytes > 1000 + static_cast<std::uint64_t>(need.wanted) * slab);
+  Arena arena;
+  arena.open(setting.arena_bytes(std::uint64_t{1} << 40), slab);
+  CHECK(arena.layout().capacity() == (setting.budget_bytes - 1000) / 64 * 64);
+  SequencePass<float> pass(policy.config(), compute, Recompute::kNone, &arena);
+  const auto engine =
+      make_engine(policy, {options.rollout, task.train_prompts, compute, need.wanted, 0, &arena});
+  PpoMemory memory(setting, policy.config(), *engine, pass, arena);
   CHECK_THROWS_WITH(
       memory.begin_pass(shape, 2),
       ContainsSubstring("a pass of 1000 tokens does not fit: lower max_tokens_per_micro_batch or "
@@ -149,7 +158,13 @@ TEST_CASE("a pass that cannot fit is told with the key that would help") {
   CHECK(engine->cache().limit() == engine->cache().num_blocks());
   CHECK(memory.usage().used_bytes == 1000 + engine->kv_bytes());
   setting.budget_bytes = 2000;
-  CHECK_THROWS_WITH(PpoMemory(setting, policy.config(), *engine, pass), ContainsSubstring("K/V cache needs"));
+  CHECK_THROWS_WITH(PpoMemory(setting, policy.config(), *engine, pass, arena),
+                    ContainsSubstring("K/V cache needs"));
+  Arena small;
+  small.open(10 * slab, slab);
+  CHECK_THROWS_WITH(
+      make_engine(policy, {options.rollout, task.train_prompts, compute, need.wanted, 0, &small}),
+      ContainsSubstring("rollout: no room for") && ContainsSubstring("K/V blocks"));
 }
 
 // The two lanes as fast as they can, with passes of random sizes: no order of events may block them, exceed
@@ -172,20 +187,25 @@ TEST_CASE("both lanes go on under random demands, and the samples are those of a
   };
   for (std::uint64_t seed = 1; seed <= 10; ++seed) {
     INFO("seed " << seed);
-    const auto make = [&] {
-      return make_engine(policy, {options.rollout, task.train_prompts, Compute<float>(generate_pool, isa)});
+    const BlockNeed need = block_need(options.rollout, longest_prompt(task.train_prompts));
+    const auto make = [&](Arena* arena) {
+      return make_engine(policy, {options.rollout, task.train_prompts, Compute<float>(generate_pool, isa),
+                                  need.wanted, 0, arena});
     };
-    const auto alone = generate_all(*make(), policy.parameters().weights(), 0, requests(seed));
-    const auto engine = make();
-    SequencePass<float> pass(policy.config(), Compute<float>(train_pool, isa));
+    const auto alone = generate_all(*make(nullptr), policy.parameters().weights(), 0, requests(seed));
     const PassShape largest = PassShape::at_most(60, 3);
+    const std::size_t slab = RolloutEngine::slab_bytes(policy.config(), 0);
     PpoMemory::Setting setting;
-    setting.least_blocks = block_need(options.rollout, longest_prompt(task.train_prompts)).minimum;
+    setting.least_blocks = need.minimum;
     setting.budget_bytes = std::max<std::uint64_t>(
-        engine->kv_bytes(),
+        static_cast<std::uint64_t>(need.wanted) * slab,
         BytesPredictor().predict(SequencePass<float>::activation_bytes(policy.config(), largest, 0)) +
-            setting.least_blocks * engine->block_bytes());
-    PpoMemory memory(setting, policy.config(), *engine, pass);
+            setting.least_blocks * slab);
+    Arena arena;
+    arena.open(setting.arena_bytes(std::uint64_t{1} << 40), slab);
+    const auto engine = make(&arena);
+    SequencePass<float> pass(policy.config(), Compute<float>(train_pool, isa), Recompute::kNone, &arena);
+    PpoMemory memory(setting, policy.config(), *engine, pass, arena);
     for (GenerationRequest& request : requests(seed)) engine->submit(std::move(request));
     std::vector<Sample> samples;
     std::thread generator([&] {
@@ -212,6 +232,8 @@ TEST_CASE("both lanes go on under random demands, and the samples are those of a
     }
     generator.join();
     CHECK(memory.usage().peak_bytes <= setting.budget_bytes);
+    CHECK(arena.layout().peak_bytes() <= setting.budget_bytes);
+    CHECK(arena.layout().piece_bytes() >= pass.held_bytes());
     CHECK(memory.usage().tenants[1].peak_bytes >= pass.held_bytes());
     engine->scheduler().check();
     REQUIRE(samples.size() == alone.size());
