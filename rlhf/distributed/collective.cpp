@@ -1,6 +1,7 @@
 #include "rlhf/distributed/collective.h"
 
 #include <algorithm>
+#include <fstream>
 
 namespace rlhf {
 namespace {
@@ -49,6 +50,48 @@ bool first_rank_says(Collective& collective, bool own) {
   std::byte said{own};
   collective.broadcast(std::span(&said, 1), 0);
   return said != std::byte{0};
+}
+
+// Slice by slice, so that the other ranks hold no more than one.
+std::span<const float> gather_slices(Collective& collective, std::span<float> own, std::size_t count,
+                                     std::vector<float>& storage) {
+  if (collective.world_size() == 1) return own;
+  const bool first = collective.is_first();
+  if (first) storage.resize(count);
+  std::vector<float> passing;
+  for (int r = 0; r < collective.world_size(); ++r) {
+    const Slice slice = slice_of(count, r, collective.world_size());
+    std::span<float> place = first ? slice.of(std::span(storage)) : std::span<float>();
+    if (r == collective.rank()) {
+      if (first) std::ranges::copy(own, place.begin());
+      place = own;
+    } else if (!first) {
+      passing.resize(slice.size());
+      place = passing;
+    }
+    if (r > 0) collective.broadcast(place, r);
+  }
+  return storage;
+}
+
+void scatter_slices(Collective& collective, std::span<const float> all, std::span<float> own,
+                    std::size_t count) {
+  std::vector<float> passing;
+  for (int r = 0; r < collective.world_size(); ++r) {
+    const Slice slice = slice_of(count, r, collective.world_size());
+    passing.resize(slice.size());
+    if (collective.is_first()) std::ranges::copy(slice.of(all), passing.begin());
+    if (r > 0) collective.broadcast(std::span(passing), 0);
+    if (r == collective.rank()) std::ranges::copy(passing, own.begin());
+  }
+}
+
+int ranks_on_this_machine(Collective& collective) {
+  std::ifstream file("/proc/sys/kernel/random/boot_id");
+  std::string id;
+  std::getline(file, id);
+  const auto ids = collective.all_gather_bytes(id);
+  return static_cast<int>(std::ranges::count(ids, id));
 }
 
 }  // namespace rlhf

@@ -74,4 +74,14 @@ bool any_rank(Collective& collective, bool own);
 /// What rank 0 says.
 bool first_rank_says(Collective& collective, bool own);
 
+/// The slices of a buffer of `count` elements, in order. Rank 0 gets all of them, in `storage` unless it is
+/// the only one; what the others get is empty.
+std::span<const float> gather_slices(Collective& collective, std::span<float> own, std::size_t count,
+                                     std::vector<float>& storage);
+/// Gives each rank its slice of what rank 0 has in `all`, which is empty on the others.
+void scatter_slices(Collective& collective, std::span<const float> all, std::span<float> own,
+                    std::size_t count);
+/// Ranks that run on the machine of this one, itself included.
+int ranks_on_this_machine(Collective& collective);
+
 }  // namespace rlhf

@@ -19,9 +19,9 @@ constexpr Variables kTorchrun{"torchrun", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZ
     kOpenMpi{"Open MPI", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"},
     kPmi{"MPI (PMI)", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"};
 
-class Reader {
+class EnvironmentReader {
  public:
-  explicit Reader(const Environment& environment) : environment_(environment) {}
+  explicit EnvironmentReader(const VariableLookup& environment) : environment_(environment) {}
 
   std::optional<std::string> text(const std::string& name) const {
     auto value = environment_(name);
@@ -43,10 +43,10 @@ class Reader {
   }
 
  private:
-  const Environment& environment_;
+  const VariableLookup& environment_;
 };
 
-std::optional<Launch> ranks_of(const Reader& reader, const Variables& names) {
+std::optional<Launch> ranks_of(const EnvironmentReader& reader, const Variables& names) {
   const bool has_rank = reader.has(names.rank), has_size = reader.has(names.size);
   if (!has_rank && !has_size) return std::nullopt;
   if (has_rank != has_size)
@@ -64,11 +64,11 @@ std::optional<Launch> ranks_of(const Reader& reader, const Variables& names) {
 }
 
 // srun sets the number of the step; the batch script around it has only the job's variables.
-bool is_slurm_step(const Reader& reader) {
+bool is_slurm_step(const EnvironmentReader& reader) {
   return reader.has("SLURM_STEP_ID") && reader.has("SLURM_PROCID");
 }
 
-std::optional<Launch> slurm_ranks(const Reader& reader) {
+std::optional<Launch> slurm_ranks(const EnvironmentReader& reader) {
   if (!is_slurm_step(reader)) return std::nullopt;
   const char* size = reader.has("SLURM_STEP_NUM_TASKS") ? "SLURM_STEP_NUM_TASKS" : "SLURM_NTASKS";
   return ranks_of(reader, {"Slurm", "SLURM_PROCID", size, ""});
@@ -89,7 +89,7 @@ std::string first_host(const std::string& list) {
   return list.substr(0, bracket) + list.substr(bracket + 1, end - bracket - 1) + suffix;
 }
 
-std::optional<std::string> slurm_address(const Reader& reader) {
+std::optional<std::string> slurm_address(const EnvironmentReader& reader) {
   if (reader.text("SLURM_STEP_NUM_NODES") == "1") return "127.0.0.1";
   for (const char* name : {"SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"})
     if (const auto list = reader.text(name)) return first_host(*list);
@@ -97,12 +97,12 @@ std::optional<std::string> slurm_address(const Reader& reader) {
 }
 
 // Two jobs on one machine get different ports.
-int slurm_port(const Reader& reader) {
+int slurm_port(const EnvironmentReader& reader) {
   const auto job = reader.number("SLURM_JOB_ID", 0, 2147483647);
   return 15000 + job.value_or(0) % 10000;
 }
 
-void find_address(const Reader& reader, const Variables* names, Launch& launch) {
+void find_address(const EnvironmentReader& reader, const Variables* names, Launch& launch) {
   const auto address = reader.text("MASTER_ADDR");
   const auto port = reader.number("MASTER_PORT", 1, 65534);
   const bool in_slurm = is_slurm_step(reader);
@@ -136,8 +136,8 @@ std::optional<std::string> process_environment(const std::string& name) {
   return value ? std::optional<std::string>(value) : std::nullopt;
 }
 
-Launch read_launch(const Environment& environment) {
-  const Reader reader(environment);
+Launch read_launch(const VariableLookup& environment) {
+  const EnvironmentReader reader(environment);
   Launch launch;
   const Variables* found = nullptr;
   for (const Variables* names : {&kTorchrun, &kOpenMpi, &kPmi}) {

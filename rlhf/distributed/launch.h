@@ -18,7 +18,7 @@ struct Launch {
 };
 
 /// Value of a variable of the environment, or nothing.
-using Environment = std::function<std::optional<std::string>(const std::string& name)>;
+using VariableLookup = std::function<std::optional<std::string>(const std::string& name)>;
 /// The environment of this process.
 std::optional<std::string> process_environment(const std::string& name);
 
@@ -34,6 +34,6 @@ std::optional<std::string> process_environment(const std::string& name);
 /// and a port made of the job's number; elsewhere on this machine and port 29500, if the launcher says that
 /// all ranks are here. GLOO_SOCKET_IFNAME names the interface, as it does for PyTorch.
 /// @throws ConfigError naming the variables that are missing, no numbers or contradict each other
-Launch read_launch(const Environment& environment = process_environment);
+Launch read_launch(const VariableLookup& environment = process_environment);
 
 }  // namespace rlhf

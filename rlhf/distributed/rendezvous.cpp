@@ -18,10 +18,10 @@
 #include "rlhf/distributed/collective.h"
 
 namespace rlhf {
-namespace {
+// Named, as Rendezvous::Impl is made of it.
+namespace meeting {
 
-using Clock = std::chrono::steady_clock;
-using Deadline = Clock::time_point;
+using Deadline = std::chrono::steady_clock::time_point;
 
 // What a rank sends: magic, rank, world size, length, bytes. What rank 0 answers: magic, status, length,
 // bytes, which are either a message or every rank's text behind its length. Numbers as this machine has them.
@@ -50,7 +50,9 @@ class Socket {
 
 // Milliseconds for poll.
 int left(Deadline deadline) {
-  const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now()).count();
+  const auto ms =
+      std::chrono::duration_cast<std::chrono::milliseconds>(deadline - std::chrono::steady_clock::now())
+          .count();
   return static_cast<int>(std::clamp<std::int64_t>(ms, 0, 1 << 30));
 }
 
@@ -59,7 +61,7 @@ bool wait_for(int fd, short events, Deadline deadline) {
   pollfd item{fd, events, 0};
   int ready = 0;
   do ready = ::poll(&item, 1, left(deadline));
-  while (ready < 0 && errno == EINTR && Clock::now() < deadline);
+  while (ready < 0 && errno == EINTR && std::chrono::steady_clock::now() < deadline);
   return ready > 0;
 }
 
@@ -143,9 +145,8 @@ struct Visitor {
   std::string bytes;
 };
 
-}  // namespace
-
-struct Rendezvous::Impl {
+// What a rank does to meet the others.
+struct Meeting {
   Launch launch;
   std::chrono::milliseconds timeout;
   Deadline deadline;
@@ -171,7 +172,7 @@ struct Rendezvous::Impl {
   std::vector<std::string> ask(const std::string& own);
 };
 
-bool Rendezvous::Impl::try_listen(const addrinfo& address, bool everywhere, int& error) {
+bool Meeting::try_listen(const addrinfo& address, bool everywhere, int& error) {
   Socket made(::socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!made.open()) return error = errno, false;
   const int on = 1;
@@ -192,7 +193,7 @@ bool Rendezvous::Impl::try_listen(const addrinfo& address, bool everywhere, int&
 
 // On the address itself, so that what is for this machine alone stays there; on all of them where it is not
 // one of this machine's (behind a forwarded port).
-void Rendezvous::Impl::listen() {
+void Meeting::listen() {
   const Addresses addresses(launch.address, launch.port);
   if (addresses.error())
     fail<CollectiveError>(who(), ": MASTER_ADDR ", launch.address, " is no known host: ", addresses.error());
@@ -206,12 +207,13 @@ void Rendezvous::Impl::listen() {
                         "; MASTER_PORT must be a free port, MASTER_ADDR an address of the machine of rank 0");
 }
 
-bool Rendezvous::Impl::try_connect(const addrinfo& address, int& error) {
+bool Meeting::try_connect(const addrinfo& address, int& error) {
   Socket made(::socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!made.open()) return error = errno, false;
   if (::connect(made.fd(), address.ai_addr, address.ai_addrlen) != 0) {
     if (errno != EINPROGRESS) return error = errno, false;
-    if (!wait_for(made.fd(), POLLOUT, std::min(deadline, Clock::now() + std::chrono::seconds(5))))
+    if (!wait_for(made.fd(), POLLOUT,
+                  std::min(deadline, std::chrono::steady_clock::now() + std::chrono::seconds(5))))
       return error = ETIMEDOUT, false;
     socklen_t size = sizeof error;
     ::getsockopt(made.fd(), SOL_SOCKET, SO_ERROR, &error, &size);
@@ -228,7 +230,7 @@ bool Rendezvous::Impl::try_connect(const addrinfo& address, int& error) {
   return true;
 }
 
-void Rendezvous::Impl::connect() {
+void Meeting::connect() {
   std::string problem;
   do {
     const Addresses addresses(launch.address, launch.port);
@@ -239,7 +241,7 @@ void Rendezvous::Impl::connect() {
       problem = std::strerror(error);
     }
     std::this_thread::sleep_for(kRetry);
-  } while (Clock::now() < deadline);
+  } while (std::chrono::steady_clock::now() < deadline);
   fail<CollectiveError>(who(), ": rank 0 does not answer at ", place(), " within ", seconds(),
                         " s: ", problem);
 }
@@ -247,16 +249,16 @@ void Rendezvous::Impl::connect() {
 // ---- rank 0 ----
 
 // Tells everybody who has come, and the newcomer, why there will be no run.
-void Rendezvous::Impl::refuse(const std::string& message, int fd) {
+void Meeting::refuse(const std::string& message, int fd) {
   const std::string answer = head({1, static_cast<std::uint32_t>(message.size())}) + message;
-  const Deadline soon = Clock::now() + std::chrono::seconds(1);
+  const Deadline soon = std::chrono::steady_clock::now() + std::chrono::seconds(1);
   send_all(fd, answer, soon);
   for (const Socket& peer : peers)
     if (peer.open()) send_all(peer.fd(), answer, soon);
   fail<CollectiveError>(message);
 }
 
-void Rendezvous::Impl::accept() {
+void Meeting::accept() {
   while (true) {
     Socket made(::accept4(socket.fd(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!made.open()) return;
@@ -266,7 +268,7 @@ void Rendezvous::Impl::accept() {
 }
 
 // Takes what has come. False when it is nobody of ours.
-bool Rendezvous::Impl::read(Visitor& visitor) {
+bool Meeting::read(Visitor& visitor) {
   char buffer[4096];
   while (true) {
     const auto n = ::recv(visitor.socket.fd(), buffer, sizeof buffer, MSG_DONTWAIT);
@@ -280,7 +282,7 @@ bool Rendezvous::Impl::read(Visitor& visitor) {
 }
 
 // Takes a visitor whose text is complete as the rank it says it is. False when it is not complete.
-bool Rendezvous::Impl::admit(Visitor& visitor) {
+bool Meeting::admit(Visitor& visitor) {
   constexpr std::size_t kHead = sizeof kMagic + 12;
   const std::string& bytes = visitor.bytes;
   if (bytes.size() < kHead) return false;
@@ -299,14 +301,14 @@ bool Rendezvous::Impl::admit(Visitor& visitor) {
   return true;
 }
 
-std::vector<std::string> Rendezvous::Impl::collect(const std::string& own) {
+std::vector<std::string> Meeting::collect(const std::string& own) {
   const auto n = static_cast<std::size_t>(launch.world_size);
   peers.resize(n);
   texts.resize(n);
   texts[0] = own;
   std::size_t missing = n - 1;
   while (missing > 0) {
-    if (Clock::now() >= deadline) {
+    if (std::chrono::steady_clock::now() >= deadline) {
       std::string ranks;
       for (std::size_t r = 1; r < n; ++r)
         if (!peers[r].open()) ranks += concat(ranks.empty() ? "" : ", ", r);
@@ -339,14 +341,14 @@ std::vector<std::string> Rendezvous::Impl::collect(const std::string& own) {
 
 // ---- other ranks ----
 
-std::vector<std::string> Rendezvous::Impl::ask(const std::string& own) {
+std::vector<std::string> Meeting::ask(const std::string& own) {
   const std::string question =
       head({static_cast<std::uint32_t>(launch.rank), static_cast<std::uint32_t>(launch.world_size),
             static_cast<std::uint32_t>(own.size())}) +
       own;
   char begin[sizeof kMagic + 8];
   // Rank 0 has as long for the last rank to come; its answer follows.
-  const Deadline patient = Clock::now() + timeout + std::chrono::seconds(5);
+  const Deadline patient = std::chrono::steady_clock::now() + timeout + std::chrono::seconds(5);
   if (!send_all(socket.fd(), question, deadline) || !receive_all(socket.fd(), begin, sizeof begin, patient))
     fail<CollectiveError>(who(), ": rank 0 at ", place(), " went away while the ranks met");
   if (std::memcmp(begin, kMagic, sizeof kMagic) != 0)
@@ -369,11 +371,15 @@ std::vector<std::string> Rendezvous::Impl::ask(const std::string& own) {
   return all;
 }
 
+}  // namespace meeting
+
+struct Rendezvous::Impl : meeting::Meeting {};
+
 Rendezvous::Rendezvous(const Launch& launch, std::chrono::milliseconds timeout)
     : impl_(std::make_unique<Impl>()) {
   impl_->launch = launch;
   impl_->timeout = timeout;
-  impl_->deadline = Clock::now() + timeout;
+  impl_->deadline = std::chrono::steady_clock::now() + timeout;
   if (launch.rank == 0)
     impl_->listen();
   else
@@ -387,7 +393,8 @@ const std::string& Rendezvous::local_address() const {
 }
 
 std::vector<std::string> Rendezvous::exchange(const std::string& own) {
-  RLHF_CHECK(own.size() <= kMostBytes, "Rendezvous: a text of ", own.size(), " bytes, at most ", kMostBytes);
+  RLHF_CHECK(own.size() <= meeting::kMostBytes, "Rendezvous: a text of ", own.size(), " bytes, at most ",
+             meeting::kMostBytes);
   return impl_->launch.rank == 0 ? impl_->collect(own) : impl_->ask(own);
 }
 

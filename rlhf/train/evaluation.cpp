@@ -115,7 +115,8 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
     requests.back().seed = 0xe7a1;
     requests.back().prompt_id = requests.size() - 1;
   }
-  const auto samples = generate_all(*engine, model.parameters().weights(), 0, std::move(requests));
+  const auto samples =
+      generate_all(*context.collective, *engine, model.parameters().weights(), 0, std::move(requests));
   engine.reset();
   Evaluation evaluation;
   evaluation.name = name;

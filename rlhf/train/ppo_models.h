@@ -8,6 +8,7 @@
 #include "rlhf/model/rollout_weights.h"
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/train/generation.h"
+#include "rlhf/train/length_prediction.h"
 #include "rlhf/train/optimizer.h"
 #include "rlhf/train/ppo_memory.h"
 #include "rlhf/train/ppo_options.h"
@@ -46,6 +47,7 @@ struct PpoModels {
   std::optional<RolloutWeights> rollout_weights;  ///< what generation reads, unless it is fp32
   std::unique_ptr<ThreadPool> generate_pool;      ///< of the generate lane; null = it has the train lane's
   std::unique_ptr<RolloutEngine> engine;
+  LengthPrediction lengths;    ///< of the generate lane
   double generated_flops = 0;  ///< of the engine, until the last complete batch; the generate lane's
   SequencePass<float> pass;
   std::unique_ptr<PpoMemory> memory;  ///< of engine and pass

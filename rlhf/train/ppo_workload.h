@@ -24,7 +24,8 @@ class PpoWorkload : public schedule::Workload {
   struct Batch {
     Batch(const PpoSetting& setting, PpoModels& models, PpoState& state, std::int64_t number)
         : rollout(setting, models, number),
-          training(setting, models, state, number, {rollout.responses(), rollout.greedy_responses()}) {}
+          training(setting, models, state, number,
+                   {rollout.responses(), rollout.greedy_responses(), rollout.ranks()}) {}
     PpoRollout rollout;
     PpoIteration training;
   };
@@ -52,6 +53,8 @@ class PpoWorkload : public schedule::Workload {
  private:
   Batch& batch(std::int64_t iteration) const;
   void start_up_to(std::int64_t last_iteration);
+  void step_engine(std::int64_t last_iteration);  ///< in a turn of the memory
+  std::vector<schedule::FinishedSample> generate_with_ranks(std::int64_t iteration);
 
   const PpoSetting& setting_;
   PpoModels& models_;
