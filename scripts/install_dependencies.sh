@@ -6,7 +6,7 @@ set -euo pipefail
 
 packages=(
   ca-certificates g++ cmake ninja-build ccache git pkg-config python3 python3-pip unzip
-  catch2 libcli11-dev libcpp-httplib-dev libeigen3-dev libpcre2-dev libutf8proc-dev libyaml-cpp-dev librapidcheck-dev nlohmann-json3-dev
+  catch2 libcli11-dev libcpp-httplib-dev libeigen3-dev libgloo-dev libpcre2-dev libutf8proc-dev libyaml-cpp-dev librapidcheck-dev nlohmann-json3-dev
 )
 case "${1:-}" in
   "") ;;

@@ -5,9 +5,11 @@
 #include <cctype>
 #include <cstring>
 #include <iostream>
+#include <thread>
 
 #include "rlhf/cli/verbs.h"
 #include "rlhf/config/reader.h"
+#include "rlhf/distributed/gloo_collective.h"
 #include "rlhf/kernels/cuda_device.h"
 #include "rlhf/train/run_directory.h"
 
@@ -48,6 +50,35 @@ void say_device(Device wanted) {
             << ")\n";
 }
 
+// The processes that a launcher has started as one run.
+std::unique_ptr<Collective> join_ranks(const RunOptions& options) {
+  const Launch launch = read_launch();
+  if (launch.rank == 0 && launch.world_size > 1)
+    std::cerr << "rank 0 of " << launch.world_size << " (" << launch.launcher
+              << "): waiting for the others at " << launch.address << ":" << launch.port << "\n";
+  const auto timeout = std::chrono::duration<double>(options.distributed.timeout_s);
+  return connect(launch, std::chrono::duration_cast<std::chrono::milliseconds>(timeout));
+}
+
+// Processes of one machine share its cores.
+RunOptions with_own_threads(RunOptions options, int ranks_here) {
+  if (options.threads == 0 && ranks_here > 1)
+    options.threads = std::max(1, static_cast<int>(std::thread::hardware_concurrency()) / ranks_here);
+  return options;
+}
+
+// A rank that computes and leaves speaking and writing to rank 0.
+void follow(const RunOptions& options, const PipelineSettings& settings) {
+  RunObserver nobody;
+  try {
+    Pipeline(with_own_threads(options, settings.ranks_here), settings, nobody).run();
+  } catch (const StageStopped&) {
+    throw ExitCode{1};
+  } catch (const Error& error) {
+    fail<Error>("rank ", settings.collective->rank(), ": ", error.what());
+  }
+}
+
 void train(const TrainArguments& arguments) {
   config::LoadOptions load;
   load.overrides = arguments.set;
@@ -56,16 +87,20 @@ void train(const TrainArguments& arguments) {
   const Start start = arguments.resume      ? Start::kResume
                       : arguments.overwrite ? Start::kOverwrite
                                             : Start::kFresh;
+  const auto collective = join_ranks(options);
+  PipelineSettings settings;
+  settings.start = start;
+  settings.directory = options.directory();
+  settings.stop = &stop_flag();
+  settings.fingerprint = fingerprint_of(options);
+  settings.collective = collective.get();
+  settings.ranks_here = ranks_on_this_machine(*collective);
+  catch_interrupts();
+  if (!collective->is_first()) return follow(options, settings);
   RunDirectory directory(options, start, progress_options(),
                          [](std::string_view text) { std::cerr << text << std::flush; });
   say_device(options.device);
-  catch_interrupts();
-  PipelineSettings settings;
-  settings.start = start;
-  settings.directory = directory.path();
-  settings.stop = &stop_flag();
-  settings.fingerprint = directory.fingerprint();
-  Pipeline pipeline(options, settings, directory);
+  Pipeline pipeline(with_own_threads(options, settings.ranks_here), settings, directory);
   try {
     const RunReport report = pipeline.run();
     directory.finish(report);

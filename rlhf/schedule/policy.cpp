@@ -61,7 +61,7 @@ class Streamed : public Serial {
   std::optional<Action> next(Lane lane, const Progress& progress) const override {
     if (lane == Lane::kGenerate || progress.published() < progress.trained())
       return Serial::next(lane, progress);
-    return next_of_iteration(progress, true);
+    return next_of_iteration(progress, progress.overlap_pays());
   }
 };
 

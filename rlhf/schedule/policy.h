@@ -30,8 +30,8 @@ class Policy {
 
 /// Phase after phase: the reference for all others.
 std::unique_ptr<Policy> serial_policy();
-/// Scores and trains a batch while its stragglers still decode. On-policy: the samples and the update are
-/// those of serial_policy.
+/// Scores and trains a batch while its stragglers still decode, in iterations where the workload says that it
+/// pays. On-policy: the samples and the update are those of serial_policy.
 std::unique_ptr<Policy> streamed_policy();
 /// Decodes batch k+1 with the weights from before batch k while batch k trains.
 std::unique_ptr<Policy> one_step_off_policy();

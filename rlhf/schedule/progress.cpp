@@ -50,7 +50,8 @@ const char* to_string(Lane lane) {
 }
 
 Progress::Progress(const Workload& workload, std::int64_t first, std::int64_t last, std::int64_t published)
-    : last_(last),
+    : workload_(&workload),
+      last_(last),
       generated_(first),
       trained_(first),
       published_(published),

@@ -36,7 +36,8 @@ class Progress {
     std::size_t num_trained = 0;       ///< micro-batches of `step`
   };
 
-  /// A run of iterations first .. last-1. `published` is first, or less when generation lags behind.
+  /// The workload must outlive it. A run of iterations first .. last-1. `published` is first, or less when
+  /// generation lags behind.
   Progress(const Workload& workload, std::int64_t first, std::int64_t last, std::int64_t published);
 
   std::int64_t last() const { return last_; }
@@ -48,6 +49,7 @@ class Progress {
   std::size_t num_samples() const { return num_samples_; }
   std::size_t num_optimizer_steps() const { return num_steps_; }
   bool needs_whole_batch() const { return whole_batch_; }
+  bool overlap_pays() const { return workload_->overlap_pays(); }
   /// The iteration that is trained now, number trained(). Empty state when none of its samples has come.
   const Iteration& current() const;
   /// Samples that have finished, of all iterations that are not trained yet.
@@ -63,6 +65,7 @@ class Progress {
   void record_samples(const Action& generate, const std::vector<FinishedSample>& finished);
 
  private:
+  const Workload* workload_;
   std::int64_t last_, generated_, trained_, published_;
   std::size_t num_samples_, num_steps_;
   bool whole_batch_;

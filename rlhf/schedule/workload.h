@@ -57,6 +57,9 @@ class Workload {
   virtual std::size_t num_optimizer_steps() const = 0;
   /// True when advantages need the whole batch: then nothing is trained before its last sample has come.
   virtual bool needs_whole_batch() const = 0;
+  /// Whether a policy whose results do not depend on it should overlap in the iteration that runs. Asked from
+  /// both lanes; changes only where an iteration finishes.
+  virtual bool overlap_pays() const { return true; }
 
   /// Decodes for a short while and returns the samples that have finished, each once, a group at a time. The
   /// prompts of iterations up to `last_iteration` may enter; the first call that names an iteration starts

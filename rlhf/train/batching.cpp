@@ -4,6 +4,8 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/core/random.h"
+#include "rlhf/distributed/balance.h"
+#include "rlhf/model/packed_rows.h"
 
 namespace rlhf {
 
@@ -34,6 +36,29 @@ std::vector<std::size_t> step_items(std::size_t num_items, std::size_t count, st
     items.push_back(order[position % num_items]);
   }
   return items;
+}
+
+std::vector<std::vector<std::size_t>> own_passes(Collective& collective,
+                                                 const std::vector<std::span<const TokenId>>& sequences,
+                                                 std::int64_t max_rows, std::size_t sequences_per_item) {
+  if (collective.world_size() == 1) return split_into_passes(sequences, max_rows, sequences_per_item);
+  std::vector<double> costs(sequences.size() / sequences_per_item);
+  for (std::size_t s = 0; s < sequences.size(); ++s)
+    costs[s / sequences_per_item] += static_cast<double>(sequences[s].size());
+  const std::vector<int> ranks = balanced_shares(costs, collective.world_size());
+  std::vector<std::size_t> items;
+  std::vector<std::span<const TokenId>> own;
+  for (std::size_t item = 0; item < ranks.size(); ++item) {
+    if (ranks[item] != collective.rank()) continue;
+    items.push_back(item);
+    for (std::size_t k = 0; k < sequences_per_item; ++k)
+      own.push_back(sequences[item * sequences_per_item + k]);
+  }
+  if (items.empty()) return {};
+  std::vector<std::vector<std::size_t>> passes = split_into_passes(own, max_rows, sequences_per_item);
+  for (auto& pass : passes)
+    for (std::size_t& item : pass) item = items[item];
+  return passes;
 }
 
 }  // namespace rlhf

@@ -1,7 +1,11 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
+
+#include "rlhf/core/ids.h"
+#include "rlhf/distributed/collective.h"
 
 namespace rlhf {
 
@@ -17,5 +21,11 @@ enum class ItemOrder {
 /// The `count` items of step `step` when items are taken epoch after epoch.
 std::vector<std::size_t> step_items(std::size_t num_items, std::size_t count, std::int64_t step,
                                     std::uint64_t seed, ItemOrder item_order = ItemOrder::kShuffled);
+
+/// This rank's part of a step in passes as split_into_passes makes them: items are shared out over the ranks
+/// by their tokens, each to one rank, the same way on all. One process has them all.
+std::vector<std::vector<std::size_t>> own_passes(Collective& collective,
+                                                 const std::vector<std::span<const TokenId>>& sequences,
+                                                 std::int64_t max_rows, std::size_t sequences_per_item = 1);
 
 }  // namespace rlhf

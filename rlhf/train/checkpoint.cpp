@@ -1,6 +1,7 @@
 #include "rlhf/train/checkpoint.h"
 
 #include <cstdio>
+#include <deque>
 #include <limits>
 #include <nlohmann/json.hpp>
 
@@ -52,7 +53,10 @@ nlohmann::json StageCheckpoint::find_state() const {
 
 std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
   if (folder_.empty() || !context_.resume) return 0;
-  const nlohmann::json state = find_state();
+  Collective& collective = *context_.collective;
+  const bool first = collective.is_first();
+  const auto state =
+      nlohmann::json::parse(collective.all_gather_bytes(first ? find_state().dump() : "").front());
   if (state.is_null()) return 0;
   const std::string path = state.at("manifest");
   try {
@@ -62,12 +66,19 @@ std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
                     ", now ", context_.fingerprint,
                     "); resume with the run's config.resolved.yaml or use another run.dir");
     const std::string tensors = state.at("tensors");
-    const auto file = WeightFile::open(folder_ / tensors);
+    const auto file = first ? WeightFile::open(folder_ / tensors) : nullptr;
     for (const LearningModel& model : models_) {
-      file->read(model.name + ".weights", model.parameters->trainable());
+      if (first) file->read(model.name + ".weights", model.parameters->trainable());
+      collective.broadcast(model.parameters->trainable(), 0);
       if (!model.optimizer) continue;
-      file->read(model.name + ".first_moment", model.optimizer->first_moment());
-      file->read(model.name + ".second_moment", model.optimizer->second_moment());
+      const auto read_moment = [&](const char* name, std::span<float> own) {
+        if (collective.world_size() == 1) return file->read(model.name + name, own);
+        std::vector<float> all(first ? model.optimizer->num_elements() : 0);
+        if (first) file->read(model.name + name, std::span(all));
+        scatter_slices(collective, all, own, model.optimizer->num_elements());
+      };
+      read_moment(".first_moment", model.optimizer->first_moment());
+      read_moment(".second_moment", model.optimizer->second_moment());
       model.optimizer->set_num_steps(state.at("optimizer_steps").at(model.name));
     }
     for (const auto& [name, value] : state.at("numbers").items()) numbers[name] = value;
@@ -81,19 +92,21 @@ std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
 void StageCheckpoint::after_step(std::int64_t steps_done, std::int64_t total_steps,
                                  const std::map<std::string, double>& numbers) {
   if (context_.replay_step > 0) return;
+  const bool stop = context_.stop_requested();
   if (folder_.empty()) {
-    if (context_.stop_requested()) throw StageStopped();
+    if (stop) throw StageStopped();
     return;
   }
   const bool due = context_.checkpoint_every > 0 && steps_done % context_.checkpoint_every == 0;
-  if (steps_done < total_steps && (due || context_.stop_requested())) write(steps_done, numbers);
-  if (steps_done < total_steps && context_.stop_requested()) throw StageStopped();
+  if (steps_done < total_steps && (due || stop)) write(steps_done, numbers);
+  if (steps_done < total_steps && stop) throw StageStopped();
 }
 
 void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string, double>& numbers) {
   if (folder_.empty()) return;
-  std::filesystem::create_directories(folder_);
+  Collective& collective = *context_.collective;
   std::vector<OutputTensor> tensors;
+  std::deque<std::vector<float>> gathered;
   const std::string history = step_name(steps_done);
   const std::string file = context_.keep_checkpoints ? history + ".safetensors" : slot_file(next_slot_);
   nlohmann::json state = {{"stage", stage_},
@@ -107,10 +120,16 @@ void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string,
   for (const LearningModel& model : models_) {
     add(model.name + ".weights", model.parameters->trainable());
     if (!model.optimizer) continue;
-    add(model.name + ".first_moment", model.optimizer->first_moment());
-    add(model.name + ".second_moment", model.optimizer->second_moment());
+    const auto add_moment = [&](const char* name, std::span<float> own) {
+      add(model.name + name,
+          gather_slices(collective, own, model.optimizer->num_elements(), gathered.emplace_back()));
+    };
+    add_moment(".first_moment", model.optimizer->first_moment());
+    add_moment(".second_moment", model.optimizer->second_moment());
     state["optimizer_steps"][model.name] = model.optimizer->num_steps();
   }
+  if (!collective.is_first()) return;
+  std::filesystem::create_directories(folder_);
   save_safetensors(folder_ / file, tensors);
   if (context_.keep_checkpoints) write_file_atomically(folder_ / (history + ".json"), state.dump(1));
   write_file_atomically(manifest(), state.dump(1));
@@ -118,7 +137,7 @@ void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string,
 }
 
 void StageCheckpoint::remove() {
-  if (folder_.empty() || context_.replay_step > 0) return;
+  if (folder_.empty() || context_.replay_step > 0 || !context_.collective->is_first()) return;
   std::filesystem::remove(manifest());
   for (int slot : {0, 1}) std::filesystem::remove(folder_ / slot_file(slot));
 }

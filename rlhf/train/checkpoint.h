@@ -24,6 +24,9 @@ struct LearningModel {
 ///
 /// Two slots are written in turn, or with keep_checkpoints a file a step; the manifest that names the valid
 /// one is replaced atomically and last, so a crash or a full disk leaves the earlier checkpoint intact.
+///
+/// With several ranks every function is called by all of them; rank 0 alone touches the folder. What it
+/// writes does not depend on their number.
 class StageCheckpoint {
  public:
   StageCheckpoint(const StageContext& context, std::string stage, std::vector<LearningModel> models);

@@ -111,6 +111,15 @@ std::vector<double> rule_scores(const RewardComposition& rules, const std::vecto
   return scores;
 }
 
+void score_by_rules(const RewardComposition& rules, const std::vector<Sample>& samples,
+                    Evaluation& evaluation) {
+  std::vector<ScoredSample> answers;
+  for (std::size_t i = 0; i < samples.size(); ++i)
+    answers.push_back({*evaluation.responses[i].prompt, samples[i], evaluation.responses[i].text});
+  const std::vector<double> scores = rule_scores(rules, answers);
+  for (std::size_t i = 0; i < scores.size(); ++i) evaluation.responses[i].score = scores[i];
+}
+
 }  // namespace
 
 Evaluation evaluate(const std::string& name, const LanguageModel& model, const TaskData& data,
@@ -126,7 +135,8 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
     requests.back().seed = 0xe7a1;
     requests.back().prompt_id = requests.size() - 1;
   }
-  const auto samples = generate_all(*engine, model.parameters().weights(), 0, std::move(requests));
+  const auto samples =
+      generate_all(*context.collective, *engine, model.parameters().weights(), 0, std::move(requests));
   engine.reset();
   Evaluation evaluation;
   evaluation.name = name;
@@ -140,11 +150,7 @@ Evaluation evaluate(const std::string& name, const LanguageModel& model, const T
     response.mask = sample.mask;
     evaluation.responses.push_back(std::move(response));
   }
-  std::vector<ScoredSample> answers;
-  for (std::size_t i = 0; i < samples.size(); ++i)
-    answers.push_back({*evaluation.responses[i].prompt, samples[i], evaluation.responses[i].text});
-  const std::vector<double> scores = rule_scores(data.rules, answers);
-  for (std::size_t i = 0; i < scores.size(); ++i) evaluation.responses[i].score = scores[i];
+  if (context.collective->is_first()) score_by_rules(data.rules, samples, evaluation);
   summarise_tasks(evaluation);
   evaluation.seconds = watch.seconds();
   return evaluation;

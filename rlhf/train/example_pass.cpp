@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "rlhf/core/error.h"
+#include "rlhf/train/batching.h"
 
 namespace rlhf {
 namespace {
@@ -66,10 +67,10 @@ void backward(Pass& pass, const DecoderWeights<float>& weights, const Layout& la
   pass.backward(weights, layout.rows);
 }
 
-std::vector<Items> micro_batches(const ExampleBatch& batch, std::int64_t max_tokens) {
+std::vector<Items> own_micro_batches(const ExampleBatch& batch, const PassSetting& setting) {
   std::vector<std::span<const TokenId>> sequences;
   for (const TrainingExample* example : batch.examples) sequences.push_back(example->tokens);
-  return split_into_passes(sequences, max_tokens, batch.per_item);
+  return own_passes(*setting.collective, sequences, setting.max_tokens, batch.per_item);
 }
 
 // Calls visit(position in `part`, position in `whole`) for every value of a part of the batch.
@@ -100,26 +101,28 @@ std::vector<double> TokenLogProbs::row_sums() const {
 }
 
 TokenLogProbs compute_log_probs(Pass& pass, const DecoderWeights<float>& weights, const ExampleBatch& batch,
-                                std::int64_t max_tokens) {
+                                const PassSetting& setting) {
   Items all(batch.num_items());
   std::iota(all.begin(), all.end(), std::size_t{0});
   TokenLogProbs whole = empty_log_probs(batch, std::move(all));
-  for (const Items& items : micro_batches(batch, max_tokens)) {
+  for (const Items& items : own_micro_batches(batch, setting)) {
     const Layout layout(batch, items);
     const TokenLogProbs part = forward(pass, weights, batch, items, layout, Pass::Keep::kNothing);
     for_each_value(part, whole, [&](std::size_t i, std::size_t at) { whole.values[at] = part.values[i]; });
   }
+  setting.collective->all_reduce(std::span(whole.values));  // each value is 0 but on one rank
   return whole;
 }
 
 void add_gradient(Pass& pass, const DecoderWeights<float>& weights, const ExampleBatch& batch,
-                  std::int64_t max_tokens, LossScope scope, const TokenLoss& loss) {
-  const std::vector<Items> parts = micro_batches(batch, max_tokens);
-  const bool in_two_passes = scope == LossScope::kBatch && parts.size() > 1;
+                  const PassSetting& setting, LossScope scope, const TokenLoss& loss) {
+  const std::vector<Items> parts = own_micro_batches(batch, setting);
+  const bool in_two_passes =
+      scope == LossScope::kBatch && (parts.size() > 1 || setting.collective->world_size() > 1);
   TokenLogProbs whole;
   std::vector<double> derivatives;
   if (in_two_passes) {
-    whole = compute_log_probs(pass, weights, batch, max_tokens);
+    whole = compute_log_probs(pass, weights, batch, setting);
     derivatives = loss(whole);
   }
   for (const Items& items : parts) {

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "rlhf/distributed/collective.h"
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/ppo/rows.h"
 #include "rlhf/train/task_data.h"
@@ -35,24 +36,32 @@ struct TokenLogProbs {
   std::vector<double> row_sums() const;
 };
 
-/// Computes the log-probs of a batch's tokens with loss, all items in order, without a gradient.
-/// @param max_tokens rows of one pass; heads that sequences have in common count once
+/// How a batch is worked through, and by whom.
+struct PassSetting {
+  std::int64_t max_tokens = 1024;  ///< rows of one pass; heads that sequences have in common count once
+  Collective* collective = &one_process();  ///< of the ranks that share the batch
+};
+
+/// Computes the log-probs of a batch's tokens with loss, all items in order, without a gradient. Ranks
+/// compute a part each and get all.
 TokenLogProbs compute_log_probs(SequencePass<float>& pass, const DecoderWeights<float>& weights,
-                                const ExampleBatch& batch, std::int64_t max_tokens);
+                                const ExampleBatch& batch, const PassSetting& setting);
 
 /// What a loss looks at when it is taken.
 enum class LossScope {
-  kMicroBatch,  ///< each item by itself: the loss is called for every micro-batch with its items
-  kBatch,       ///< all items at once: several micro-batches cost a second forward pass
+  /// Each item by itself: the loss is called for every micro-batch with its items, on the rank that has it.
+  kMicroBatch,
+  /// All items at once, the same on every rank: several micro-batches cost a second forward pass.
+  kBatch,
 };
 
 /// Returns the derivative of the batch's loss by each of the given log-probs.
 using TokenLoss = std::function<std::vector<double>(const TokenLogProbs&)>;
 
-/// Adds the gradient of a loss of token log-probs to the weights' gradient. Sums over micro-batches of at
-/// most `max_tokens` rows; with a loss that fits its scope the result does not depend on how items fall into
-/// them.
+/// Adds the gradient of a loss of token log-probs to the weights' gradient, on each rank the part of its own
+/// items. Sums over micro-batches; with a loss that fits its scope the result does not depend on how items
+/// fall into them.
 void add_gradient(SequencePass<float>& pass, const DecoderWeights<float>& weights, const ExampleBatch& batch,
-                  std::int64_t max_tokens, LossScope scope, const TokenLoss& loss);
+                  const PassSetting& setting, LossScope scope, const TokenLoss& loss);
 
 }  // namespace rlhf

@@ -5,6 +5,8 @@
 #include <span>
 
 #include "rlhf/core/error.h"
+#include "rlhf/distributed/balance.h"
+#include "rlhf/train/rank_exchange.h"
 
 namespace rlhf {
 
@@ -67,6 +69,28 @@ std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<flo
     engine.step(weights, version);
     while (auto sample = engine.try_take()) samples.push_back(std::move(*sample));
   }
+  std::ranges::sort(samples, {},
+                    [&](const Sample& s) { return std::pair(order.at(s.prompt_id), s.sample_index); });
+  return samples;
+}
+
+std::vector<Sample> generate_all(Collective& collective, RolloutEngine& engine,
+                                 const DecoderWeights<float>& weights, WeightVersion version,
+                                 std::vector<GenerationRequest> requests) {
+  std::map<PromptId, std::size_t> order;
+  std::vector<double> costs;
+  for (const GenerationRequest& request : requests) {
+    order.emplace(request.prompt_id, order.size());
+    costs.push_back(static_cast<double>(request.prompt.size()) +
+                    static_cast<double>(request.num_samples) *
+                        static_cast<double>(request.stop.max_new_tokens));
+  }
+  const std::vector<int> ranks = balanced_shares(costs, collective.world_size());
+  std::vector<GenerationRequest> own;
+  for (std::size_t i = 0; i < requests.size(); ++i)
+    if (ranks[i] == collective.rank()) own.push_back(std::move(requests[i]));
+  std::vector<Sample> samples =
+      gather_samples(collective, generate_all(engine, weights, version, std::move(own)));
   std::ranges::sort(samples, {},
                     [&](const Sample& s) { return std::pair(order.at(s.prompt_id), s.sample_index); });
   return samples;

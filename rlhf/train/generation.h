@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "rlhf/distributed/collective.h"
 #include "rlhf/model/rollout_weights.h"
 #include "rlhf/train/environment_options.h"
 #include "rlhf/train/language_model.h"
@@ -80,6 +81,10 @@ std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const Eng
 /// Runs all requests to the end. Samples are ordered by (request, sample index).
 std::vector<Sample> generate_all(RolloutEngine& engine, const DecoderWeights<float>& weights,
                                  WeightVersion version, std::vector<GenerationRequest> requests);
+/// The same with the requests shared out over ranks, each to one; every rank gets all samples.
+std::vector<Sample> generate_all(Collective& collective, RolloutEngine& engine,
+                                 const DecoderWeights<float>& weights, WeightVersion version,
+                                 std::vector<GenerationRequest> requests);
 /// Decoded response without special tokens, results inside it included; of an episode of several turns, the
 /// last one.
 std::string response_text(const LanguageModel& model, const Sample& sample);

@@ -67,12 +67,12 @@ std::vector<ResponseGroup> GroupSampler::draw(std::int64_t iteration, std::int64
   if (packed_) packed_->refresh(context_.compute);
   const DecoderWeights<float>& weights = packed_ ? packed_->weights() : policy_.parameters().weights();
   std::vector<ResponseGroup> groups(items.size());
-  for (Sample& sample :
-       generate_all(*engine_, weights, static_cast<WeightVersion>(iteration), std::move(requests))) {
+  for (Sample& sample : generate_all(*context_.collective, *engine_, weights,
+                                     static_cast<WeightVersion>(iteration), std::move(requests))) {
     const std::size_t place = sample.prompt_id;
     groups[place].push_back(
         {make_sampled_response(policy_, data_.train_prompts[items[place]], std::move(sample)), 0});
-    judges_.begin(groups[place].back());
+    if (context_.collective->is_first()) judges_.begin(groups[place].back());
   }
   return groups;
 }
@@ -93,13 +93,22 @@ void GroupSampler::judge(std::vector<ResponseGroup>& groups, std::int64_t iterat
   std::vector<GroupResponse*> all;
   std::vector<TrainingExample> answers;
   for (ResponseGroup& group : groups) {
-    judge_by_rules(group, iteration);
+    // Once: what a server or a caller's rule says need not be the same twice.
+    if (context_.collective->is_first()) judge_by_rules(group, iteration);
     for (GroupResponse& response : group) {
       all.push_back(&response);
       if (judges_.reward_model_weight != 0) answers.push_back(to_example(response));
     }
   }
-  if (judges_.reward_model_weight == 0) return;
+  if (judges_.reward_model_weight != 0) judge_by_model(all, answers);
+  std::vector<double> scores;
+  for (const GroupResponse* response : all) scores.push_back(response->score);
+  context_.collective->broadcast(std::span(scores), 0);
+  for (std::size_t i = 0; i < all.size(); ++i) all[i]->score = scores[i];
+}
+
+void GroupSampler::judge_by_model(const std::vector<GroupResponse*>& all,
+                                  const std::vector<TrainingExample>& answers) const {
   SequencePass<float> pass(judges_.reward_model->config(), context_.compute);
   const auto outputs =
       read_outputs(pass, judges_.reward_model->weights(), data_.reward_reading, answers, kRatedTokensPerPass);

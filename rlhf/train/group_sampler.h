@@ -55,6 +55,8 @@ class GroupSampler {
   std::vector<ResponseGroup> draw(std::int64_t iteration, std::int64_t num_prompts);
   void judge_by_rules(ResponseGroup& group, std::int64_t iteration) const;
   void judge(std::vector<ResponseGroup>& groups, std::int64_t iteration);
+  void judge_by_model(const std::vector<GroupResponse*>& all,
+                      const std::vector<TrainingExample>& answers) const;
   void log(const std::vector<ResponseGroup>& groups, std::int64_t iteration) const;
 
   std::string stage_;

@@ -9,18 +9,25 @@
 namespace rlhf {
 
 template <class T>
-Optimizer<T>::Optimizer(const OptimizerOptions& options, std::size_t num_elements)
-    : options_(options), first_(num_elements), second_(num_elements) {}
+Optimizer<T>::Optimizer(const OptimizerOptions& options, std::size_t num_elements, Collective& collective)
+    : options_(options),
+      collective_(collective),
+      num_elements_(num_elements),
+      slice_(slice_of(num_elements, collective.rank(), collective.world_size())),
+      first_(slice_.size()),
+      second_(slice_.size()) {}
 
 template <class T>
 typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, Parameters<T>& parameters,
                                                      double learning_rate, double gradient_scale) {
-  const std::span<T> weights = parameters.trainable(), gradient = parameters.gradient();
-  RLHF_CHECK(weights.size() == first_.size(), "Optimizer: made for ", first_.size(),
-             " elements, the model has ", weights.size());
+  RLHF_CHECK(parameters.trainable().size() == num_elements_, "Optimizer: made for ", num_elements_,
+             " elements, the model has ", parameters.trainable().size());
+  collective_.reduce_scatter(parameters.gradient());
+  const std::span<T> weights = slice_.of(parameters.trainable()), gradient = slice_.of(parameters.gradient());
+  double squares = compute.sum_squares(gradient.data(), static_cast<std::int64_t>(gradient.size()));
+  collective_.all_reduce(std::span(&squares, 1));
   StepResult result;
-  result.gradient_norm = gradient_scale * std::sqrt(compute.sum_squares(
-                                              gradient.data(), static_cast<std::int64_t>(gradient.size())));
+  result.gradient_norm = gradient_scale * std::sqrt(squares);
   if (!std::isfinite(result.gradient_norm)) {
     result.skipped = true;
     parameters.zero_gradient();
@@ -44,6 +51,9 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
             factors, scale, {part(weights), part(gradient), part(first_moment()), part(second_moment()), {}});
         std::ranges::fill(part(gradient), T(0));
       });
+  if (collective_.world_size() == 1) return result;
+  parameters.zero_gradient();
+  collective_.all_gather(parameters.trainable());
   return result;
 }
 

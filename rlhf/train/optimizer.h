@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <span>
 
+#include "rlhf/distributed/collective.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/model/parameters.h"
 #include "rlhf/ppo/options.h"
@@ -13,16 +14,21 @@ namespace rlhf {
 using OptimizerOptions = ppo::OptimizerOptions;
 
 /// AdamW over the flat trainable buffer of one model, in one pass. Scalar type T as the model's.
+///
+/// With several ranks each holds the moments of its slice alone and updates that (ZeRO stage 1, Rajbhandari
+/// et al. 2020): gradients are summed to the slices' ranks, new weights are gathered from them.
 template <class T>
 class Optimizer {
  public:
-  Optimizer(const OptimizerOptions& options, std::size_t num_elements);
+  /// @param collective of the ranks that call every function together; must outlive this
+  Optimizer(const OptimizerOptions& options, std::size_t num_elements,
+            Collective& collective = one_process());
 
   struct StepResult {
     double gradient_norm = 0;  ///< before clipping
     bool skipped = false;      ///< the norm was not finite: weights and moments are unchanged
   };
-  /// Updates the weights with `gradient_scale` times their gradient and zeroes the gradient.
+  /// Updates the weights with `gradient_scale` times the sum of all ranks' gradients and zeroes the gradient.
   StepResult step(const Compute<T>& compute, Parameters<T>& parameters, double learning_rate,
                   double gradient_scale = 1);
 
@@ -30,13 +36,17 @@ class Optimizer {
   std::int64_t num_steps() const { return steps_; }
   std::size_t bytes() const { return first_.bytes() + second_.bytes(); }
 
-  /// State for checkpoints.
+  std::size_t num_elements() const { return num_elements_; }
+  /// State for checkpoints: of this rank's slice.
   std::span<T> first_moment() { return {first_.data(), first_.size()}; }
   std::span<T> second_moment() { return {second_.data(), second_.size()}; }
   void set_num_steps(std::int64_t steps) { steps_ = steps; }
 
  private:
   OptimizerOptions options_;
+  Collective& collective_;
+  std::size_t num_elements_;
+  Slice slice_;
   Buffer<T> first_, second_;
   std::int64_t steps_ = 0;
 };

@@ -22,6 +22,24 @@ std::vector<double> pick(const std::vector<double>& values, const std::vector<st
 
 }  // namespace
 
+void PairMeasure::add_ranks(Collective& collective) {
+  double all[] = {static_cast<double>(pairs),
+                  static_cast<double>(correct),
+                  loss,
+                  chosen_reward,
+                  rejected_reward,
+                  chosen_log_prob,
+                  rejected_log_prob};
+  collective.all_reduce(std::span(all));
+  *this = {static_cast<std::size_t>(all[0]),
+           static_cast<std::size_t>(all[1]),
+           all[2],
+           all[3],
+           all[4],
+           all[5],
+           all[6]};
+}
+
 Metrics PairMeasure::metrics() const {
   return {{"accuracy", accuracy()},
           {"margin", chosen_reward - rejected_reward},
@@ -35,7 +53,7 @@ PairBatch PairLoss::refer(const std::vector<const TrainingPair*>& pairs,
                           const DecoderWeights<float>& reference) {
   PairBatch batch{pairs, {}, {}};
   if (!ppo::needs_reference(options_)) return batch;
-  const auto sums = compute_log_probs(pass_, reference, examples_of(pairs), max_tokens_).row_sums();
+  const auto sums = compute_log_probs(pass_, reference, examples_of(pairs), setting_).row_sums();
   const auto middle = sums.begin() + static_cast<std::ptrdiff_t>(pairs.size());
   batch.reference_chosen.assign(sums.begin(), middle);
   batch.reference_rejected.assign(middle, sums.end());
@@ -68,15 +86,16 @@ std::vector<double> PairLoss::add_loss(const PairBatch& batch, const TokenLogPro
 PairMeasure PairLoss::measure(const PairBatch& batch, const DecoderWeights<float>& policy) {
   PairMeasure measure;
   if (!batch.pairs.empty())
-    add_loss(batch, compute_log_probs(pass_, policy, examples_of(batch.pairs), max_tokens_), measure);
+    add_loss(batch, compute_log_probs(pass_, policy, examples_of(batch.pairs), setting_), measure);
   return measure;
 }
 
 PairMeasure PairLoss::train(const PairBatch& batch, const DecoderWeights<float>& policy) {
   PairMeasure measure;
   const LossScope scope = ppo::needs_whole_batch(options_) ? LossScope::kBatch : LossScope::kMicroBatch;
-  add_gradient(pass_, policy, examples_of(batch.pairs), max_tokens_, scope,
+  add_gradient(pass_, policy, examples_of(batch.pairs), setting_, scope,
                [&](const TokenLogProbs& log_probs) { return add_loss(batch, log_probs, measure); });
+  if (scope == LossScope::kMicroBatch) measure.add_ranks(*setting_.collective);
   return measure;
 }
 

@@ -23,6 +23,8 @@ struct PairMeasure {
   double chosen_reward = 0, rejected_reward = 0, chosen_log_prob = 0, rejected_log_prob = 0;
 
   double accuracy() const { return pairs ? static_cast<double>(correct) / static_cast<double>(pairs) : 0; }
+  /// Adds up what the ranks have measured of their pairs of one batch.
+  void add_ranks(Collective& collective);
   /// All but the loss, by the names in docs/reference/metrics.md.
   Metrics metrics() const;
 };
@@ -31,8 +33,8 @@ struct PairMeasure {
 class PairLoss {
  public:
   /// @param pass of the policy's architecture; must outlive this
-  PairLoss(const ppo::PreferenceOptions& options, std::int64_t max_tokens_per_pass, SequencePass<float>& pass)
-      : options_(options), max_tokens_(max_tokens_per_pass), pass_(pass) {}
+  PairLoss(const ppo::PreferenceOptions& options, const PassSetting& setting, SequencePass<float>& pass)
+      : options_(options), setting_(setting), pass_(pass) {}
 
   /// Pairs with the log-probs of `reference`, which is asked only when the loss needs one.
   PairBatch refer(const std::vector<const TrainingPair*>& pairs, const DecoderWeights<float>& reference);
@@ -48,7 +50,7 @@ class PairLoss {
                                PairMeasure& measure) const;
 
   ppo::PreferenceOptions options_;
-  std::int64_t max_tokens_;
+  PassSetting setting_;
   SequencePass<float>& pass_;
 };
 

@@ -28,16 +28,31 @@ Pipeline::Pipeline(RunOptions options, PipelineSettings settings, RunObserver& o
     : options_(std::move(options)),
       settings_(std::move(settings)),
       observer_(observer),
+      collective_(settings_.collective ? *settings_.collective : one_process()),
       pool_(static_cast<int>(options_.threads)),
       policy_(load_policy(options_)),
       data_(build_task(options_, policy_, settings_.environment)) {
   if (options_.has_stage(Stage::kPpo) && options_.has_teacher())
     teacher_ = std::make_unique<LanguageModel>(load_teacher(options_.distillation.teacher, policy_));
+  check_ranks();
   for (const std::string& warning : data_.warnings) observer_.message(LogLevel::kWarning, warning);
   plan_memory();
 }
 
 Pipeline::~Pipeline() = default;
+
+void Pipeline::check_ranks() const {
+  if (collective_.world_size() == 1) return;
+  const auto all = collective_.all_gather_bytes(concat(RLHF_VERSION, " ", settings_.fingerprint));
+  for (std::size_t r = 1; r < all.size(); ++r)
+    if (all[r] != all[0])
+      fail<Error>(
+          "rank ", r, " runs ", all[r], " and rank 0 runs ", all[0],
+          " (version, hash of the configuration); all ranks must run the same program on the same options");
+  if (options_.has_stage(Stage::kPpo) && options_.schedule.mode != ScheduleMode::kSerial)
+    fail<ConfigError>("schedule.mode: several processes (", collective_.world_size(),
+                      " here) train with mode serial only");
+}
 
 void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermOptions options) {
   data_.rules.add(std::move(term), std::move(options));
@@ -46,6 +61,7 @@ void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermOptions options)
 StageContext Pipeline::context() {
   StageContext context(Compute<float>(pool_, kernels::detect_cpu_isa()));
   context.observer = &observer_;
+  context.collective = &collective_;
   context.stop = settings_.stop;
   context.seed = options_.run.seed;
   if (!settings_.directory.empty()) context.checkpoints = settings_.directory / "checkpoints";
@@ -64,10 +80,10 @@ StageContext Pipeline::context() {
 void Pipeline::plan_memory() {
   const PlanSetting setting{policy_.config(),
                             std::max(longest_prompt(data_.train_prompts), longest_prompt(data_.eval_prompts)),
-                            machine_memory_bytes(),
+                            machine_memory_bytes() / static_cast<std::uint64_t>(settings_.ranks_here),
                             NumberSizes::fp32(),
-                            1,
-                            Sharding::kNone,
+                            collective_.world_size(),
+                            collective_.world_size() > 1 ? Sharding::kOptimizer : Sharding::kNone,
                             teacher_ ? std::optional(teacher_->config()) : std::nullopt};
   memory_budget_ = options_.memory.budget.resolve(setting.machine_bytes);
   require_fit(options_, setting, memory_budget_, "memory.budget");
@@ -98,7 +114,7 @@ void Pipeline::plan_memory() {
 // Two runs must not mix: what an earlier one left is continued, deleted or in the way.
 void Pipeline::clear_directory() const {
   using Start = PipelineSettings::Start;
-  if (settings_.directory.empty() || settings_.start == Start::kResume) return;
+  if (settings_.directory.empty() || settings_.start == Start::kResume || !collective_.is_first()) return;
   const auto checkpoints = settings_.directory / "checkpoints";
   std::error_code code;
   if (settings_.start == Start::kFresh) {
@@ -126,7 +142,8 @@ RunReport Pipeline::run() {
     for (Evaluation& evaluation : evaluations_) {
       add_model_scores(evaluation, *reward_model_, data_.reward_reading, options_.eval.reward_model_cases,
                        context());
-      if (!settings_.directory.empty()) save_evaluation(kept_evaluation(evaluation.name), evaluation);
+      if (!settings_.directory.empty() && collective_.is_first())
+        save_evaluation(kept_evaluation(evaluation.name), evaluation);
     }
     timings_.push_back({"reward", "score held-out responses", watch.lap()});
   }
@@ -299,38 +316,50 @@ std::filesystem::path Pipeline::kept_evaluation(const std::string& name) const {
   return settings_.directory / "samples" / ("eval_" + name + ".jsonl");
 }
 
-void Pipeline::judge(const std::string& name) {
+// Takes the judged responses that an earlier attempt has left. Rank 0 reads and keeps them.
+bool Pipeline::load_kept(const std::string& name, std::int64_t cases_per_task) {
+  if (settings_.start != PipelineSettings::Start::kResume || settings_.directory.empty()) return false;
   const std::filesystem::path kept = kept_evaluation(name);
+  const bool done = name == "base" || is_done(name);
+  if (!first_rank_says(collective_, done && std::filesystem::exists(kept))) return false;
+  if (collective_.is_first()) evaluations_.push_back(load_evaluation(kept, name, data_, cases_per_task));
+  return true;
+}
+
+void Pipeline::add_evaluation(const std::string& name, Evaluation evaluation) {
+  evaluations_.push_back(std::move(evaluation));
+  timings_.push_back({name, "eval", evaluations_.back().seconds});
+  if (reference_) {
+    Stopwatch watch;
+    add_kl(evaluations_.back(), policy_.parameters(), *reference_, options_.eval.kl_cases, context());
+    timings_.push_back({name, "KL of held-out responses", watch.lap()});
+  }
+  if (!settings_.directory.empty()) save_evaluation(kept_evaluation(name), evaluations_.back());
+  Metrics metrics;
+  for (const TaskScore& task : evaluations_.back().tasks)
+    metrics.emplace_back("score/" + task.task, task.score);
+  metrics.emplace_back("reward/total", mean_score(evaluations_.back()));
+  observer_.step("eval " + name, 1, 1, metrics);
+}
+
+// All ranks answer; rank 0 alone keeps what was answered.
+void Pipeline::judge(const std::string& name) {
   EvaluationSize size;
   if (name == "base") size.cases_per_task = options_.eval.base_cases;
   RolloutOptions rollout = options_.rollout;
   rollout.sampling = {};
   rollout.sampling.temperature = options_.eval.temperature;
   if (options_.eval.max_new_tokens > 0) rollout.max_new_tokens = options_.eval.max_new_tokens;
-  const bool keep = !settings_.directory.empty();
-  if (settings_.start == PipelineSettings::Start::kResume && keep && std::filesystem::exists(kept) &&
-      (name == "base" || is_done(name))) {
-    evaluations_.push_back(load_evaluation(kept, name, data_, size.cases_per_task));
-  } else {
+  if (!load_kept(name, size.cases_per_task)) {
     observer_.stage_begin("eval " + name, 1);
-    evaluations_.push_back(evaluate(name, policy_, data_, rollout, size, context()));
-    timings_.push_back({name, "eval", evaluations_.back().seconds});
-    if (reference_) {
-      Stopwatch watch;
-      add_kl(evaluations_.back(), policy_.parameters(), *reference_, options_.eval.kl_cases, context());
-      timings_.push_back({name, "KL of held-out responses", watch.lap()});
-    }
-    if (keep) save_evaluation(kept, evaluations_.back());
-    Metrics metrics;
-    for (const TaskScore& task : evaluations_.back().tasks)
-      metrics.emplace_back("score/" + task.task, task.score);
-    metrics.emplace_back("reward/total", mean_score(evaluations_.back()));
-    observer_.step("eval " + name, 1, 1, metrics);
+    Evaluation evaluation = evaluate(name, policy_, data_, rollout, size, context());
+    if (collective_.is_first()) add_evaluation(name, std::move(evaluation));
   }
   results_.erase(std::remove_if(results_.begin(), results_.end(),
                                 [](const auto& r) { return r.first == "greedy" || r.first == "sampled"; }),
                  results_.end());
-  if (options_.eval.temperature == 0) results_.emplace_back("greedy", mean_score(evaluations_.back()));
+  if (options_.eval.temperature == 0 && collective_.is_first())
+    results_.emplace_back("greedy", mean_score(evaluations_.back()));
   if (options_.eval.sampled_draws > 0) {
     rollout.sampling = options_.rollout.sampling;
     size.draws = static_cast<std::uint32_t>(options_.eval.sampled_draws);
@@ -341,11 +370,12 @@ void Pipeline::judge(const std::string& name) {
 
 bool Pipeline::is_done(const std::string& stage) const {
   return settings_.start == PipelineSettings::Start::kResume && !settings_.directory.empty() &&
-         std::filesystem::exists(settings_.directory / "checkpoints" / (stage + ".final.safetensors"));
+         first_rank_says(collective_, std::filesystem::exists(settings_.directory / "checkpoints" /
+                                                              (stage + ".final.safetensors")));
 }
 
 void Pipeline::save_final(const std::string& stage, const Parameters<float>& parameters) {
-  if (settings_.directory.empty()) return;
+  if (settings_.directory.empty() || !collective_.is_first()) return;
   const auto folder = settings_.directory / "checkpoints";
   std::filesystem::create_directories(folder);
   if (options_.run.export_stages) policy_.save(folder / stage, parameters);
@@ -357,7 +387,8 @@ void Pipeline::save_final(const std::string& stage, const Parameters<float>& par
 
 void Pipeline::load_final(const std::string& stage, Parameters<float>& parameters) {
   const auto path = settings_.directory / "checkpoints" / (stage + ".final.safetensors");
-  WeightFile::open(path)->read("weights", parameters.trainable());
+  if (collective_.is_first()) WeightFile::open(path)->read("weights", parameters.trainable());
+  collective_.broadcast(parameters.trainable(), 0);
   observer_.message(LogLevel::kInfo, concat("stage ", stage, " is done already: ", path.string()));
 }
 

@@ -24,7 +24,11 @@ struct PipelineSettings {
   const std::atomic<bool>* stop = nullptr;  ///< ends the run after the current step
   std::string fingerprint;                  ///< of the resolved configuration
   std::int64_t replay_step = 0;             ///< for replay()
-  OwnEnvironment environment = {};          ///< answers the responses of a run on files
+  /// Of the processes that make the run together, each with a pipeline of its own and the same options. Rank
+  /// 0 alone writes; the others need no observer. Null = one process.
+  Collective* collective = nullptr;
+  int ranks_here = 1;               ///< processes of the run on this machine, which share its memory
+  OwnEnvironment environment = {};  ///< answers the responses of a run on files
 };
 
 /// A whole run: loads the model, makes or reads the data and works through the stages. Embedders may add
@@ -51,6 +55,7 @@ class Pipeline {
   bool final_is_worse() const { return final_is_worse_; }
 
  private:
+  void check_ranks() const;
   void clear_directory() const;
   void run_stage(Stage stage);
   void train_stage(Stage stage);
@@ -62,6 +67,8 @@ class Pipeline {
   void train_online_preference();
   void train_ppo();
   void judge(const std::string& name);
+  bool load_kept(const std::string& name, std::int64_t cases_per_task);
+  void add_evaluation(const std::string& name, Evaluation evaluation);
   std::filesystem::path kept_evaluation(const std::string& name) const;
   bool is_done(const std::string& stage) const;
   void save_final(const std::string& stage, const Parameters<float>& parameters);
@@ -74,6 +81,7 @@ class Pipeline {
   RunOptions options_;
   PipelineSettings settings_;
   RunObserver& observer_;
+  Collective& collective_;
   ThreadPool pool_;
   LanguageModel policy_;
   TaskData data_;

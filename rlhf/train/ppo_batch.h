@@ -65,6 +65,7 @@ struct PpoResponse : SampledResponse {
 struct PpoSamples {
   std::vector<PpoResponse>& responses;   ///< group by group
   std::vector<SampledResponse>& greedy;  ///< ReMax: one of each group; else empty
+  const std::vector<int>& ranks;         ///< of each response: the rank that samples and scores it
 };
 
 }  // namespace rlhf

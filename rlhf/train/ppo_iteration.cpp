@@ -12,6 +12,7 @@
 #include "rlhf/train/batching.h"
 #include "rlhf/train/episode_metrics.h"
 #include "rlhf/train/ppo_pass.h"
+#include "rlhf/train/rank_exchange.h"
 
 namespace rlhf {
 namespace {
@@ -74,7 +75,9 @@ PpoIteration::PpoIteration(const PpoSetting& setting, PpoModels& models, PpoStat
       iteration_(iteration),
       responses_(samples.responses),
       greedy_responses_(samples.greedy),
-      whole_batch_(needs_whole_batch(setting)),
+      ranks_(samples.ranks),
+      collective_(*setting.context.collective),
+      whole_batch_(needs_whole_batch(setting) || collective_.world_size() > 1),
       places_(samples.responses.size()),
       in_first_update_(samples.responses.size()),
       pool_(setting.options.max_tokens_per_micro_batch, members(0).size()),
@@ -135,7 +138,7 @@ void PpoIteration::add_normalized_rules(const std::vector<Indices>& groups) {
     for (std::size_t i : group) scores.push_back(&responses_[i].rule_score);
     return scores;
   };
-  if (whole_batch_) {
+  if (needs_whole_batch(setting_)) {
     Indices all(responses_.size());
     std::iota(all.begin(), all.end(), std::size_t{0});
     state_.terms.observe(scores_of(all));
@@ -234,7 +237,7 @@ void PpoIteration::plan_update(std::size_t step) {
   Indices trained;
   std::ranges::copy_if(chosen, std::back_inserter(trained), [&](std::size_t i) { return trains(i); });
   for (const Indices& part :
-       split_into_passes(sequences(trained), setting_.options.max_tokens_per_micro_batch)) {
+       own_passes(collective_, sequences(trained), setting_.options.max_tokens_per_micro_batch)) {
     update.micro_batches.emplace_back();
     for (std::size_t i : part) update.micro_batches.back().push_back(trained[i]);
   }
@@ -280,7 +283,8 @@ void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::s
   inputs.behaviour_log_probs = behaviour;
   inputs.context = updates_[step].policy;
   // The random choice of clip_cov differs from micro-batch to micro-batch.
-  const std::uint64_t place[] = {static_cast<std::uint64_t>(iteration_), num_trained_};
+  const std::uint64_t place[] = {static_cast<std::uint64_t>(iteration_),
+                                 num_trained_ + (static_cast<std::uint64_t>(collective_.rank()) << 32)};
   inputs.seed = hash_values(std::span<const std::uint64_t>(place), setting_.context.seed);
   if (step == 0) measure_mismatch(inputs);
   const ppo::PolicyLossResult loss = ppo::policy_loss(algorithm_.policy, inputs);
@@ -384,7 +388,30 @@ void PpoIteration::optimize(std::size_t step) {
     take(*models_.critic_optimizer, *models_.critic, update.value_divisor, critic_gradient_norms_);
   for (const auto& [name, sum] : update.losses)
     loss_sums_[name] += sum / (name == "loss/value" ? update.value_divisor : update.policy_divisor);
-  ++num_optimized_;
+  if (++num_optimized_ == updates_.size()) add_measures_of_ranks();
+}
+
+// What the ranks have measured of their parts of the batch.
+void PpoIteration::add_measures_of_ranks() {
+  if (collective_.world_size() == 1) return;
+  add_ranks(collective_, loss_sums_);
+  add_ranks(collective_, pass_sums_);
+  auto passes = static_cast<double>(num_trained_);
+  double* sums[] = {&passes,       &gap_sum_,        &gap_count_,     &mismatch_k1_,
+                    &mismatch_k3_, &mismatch_count_, &staleness_sum_, &staleness_count_};
+  std::vector<double> values;
+  for (const double* sum : sums) values.push_back(*sum);
+  collective_.all_reduce(std::span(values));
+  for (std::size_t i = 0; i < values.size(); ++i) *sums[i] = values[i];
+  num_trained_ = static_cast<std::size_t>(passes);
+  std::vector<double> maxima(2 * static_cast<std::size_t>(collective_.world_size()));
+  maxima[2 * static_cast<std::size_t>(collective_.rank())] = gap_max_;
+  maxima[2 * static_cast<std::size_t>(collective_.rank()) + 1] = staleness_max_;
+  collective_.all_reduce(std::span(maxima));
+  for (std::size_t i = 0; i < maxima.size(); i += 2) {
+    gap_max_ = std::max(gap_max_, maxima[i]);
+    staleness_max_ = std::max(staleness_max_, maxima[i + 1]);
+  }
 }
 
 // ---- metrics ----

@@ -20,6 +20,9 @@ std::size_t num_optimizer_steps(const ppo::PpoOptions& algorithm);
 /// The train lane's half of an iteration (Schulman et al. 2017, algorithm 1): finished responses are scored,
 /// turned into advantages, and trained on in `epochs` x `mini_batches` optimizer steps. Responses may come a
 /// group at a time; the update is the same as if all had come at once.
+///
+/// With several ranks all of a batch is given to `score` at once: each scores what it has sampled, all
+/// compute the advantages of the whole batch, and each trains a part of every optimizer step.
 class PpoIteration {
  public:
   using Indices = std::vector<std::size_t>;
@@ -43,6 +46,7 @@ class PpoIteration {
   struct Rows;
 
   // scoring
+  void score_own(std::span<const std::size_t> samples);
   void score_by_models(const Indices& samples);
   void run_trunk(const Indices& samples, const Pass& pass);
   std::vector<double> log_probs(const DecoderWeights<float>& weights, const Pass& pass);
@@ -83,6 +87,7 @@ class PpoIteration {
   void train_policy(const Indices& samples, const Pass& pass, std::size_t step);
   void measure_mismatch(const ppo::PolicyLossInputs& inputs);
   void train_critic(const Indices& samples, const Pass& pass, std::size_t step);
+  void add_measures_of_ranks();
   void measure_objectives(Metrics& out) const;
   void append_term_metrics(std::span<const Score> scores, Metrics& out) const;
   double learning_rate(const ppo::OptimizerOptions& options) const;
@@ -111,6 +116,8 @@ class PpoIteration {
   std::int64_t iteration_;
   std::vector<PpoResponse>& responses_;
   std::vector<SampledResponse>& greedy_responses_;
+  const std::vector<int>& ranks_;
+  Collective& collective_;
   bool whole_batch_;
 
   std::deque<ppo::Experience> parts_;  ///< of groups, until the batch is complete

@@ -7,6 +7,7 @@
 #include "rlhf/train/group_sampler.h"
 #include "rlhf/train/ppo_iteration.h"
 #include "rlhf/train/ppo_pass.h"
+#include "rlhf/train/rank_exchange.h"
 #include "rlhf/train/token_distributions.h"
 
 namespace rlhf {
@@ -41,6 +42,15 @@ bool PpoIteration::has_next_value(const PpoResponse& response) const {
 }
 
 void PpoIteration::score(std::span<const std::size_t> samples) {
+  if (collective_.world_size() == 1) return score_own(samples);
+  Indices own;
+  for (std::size_t i : samples)
+    if (ranks_[i] == collective_.rank()) own.push_back(i);
+  if (!own.empty()) score_own(own);
+  exchange_scores(collective_, responses_, ranks_);
+}
+
+void PpoIteration::score_own(std::span<const std::size_t> samples) {
   check_staleness(samples);
   const Stopwatch watch;
   for (std::size_t i : samples) {

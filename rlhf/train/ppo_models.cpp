@@ -53,7 +53,9 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
       reference(ppo::needs_reference(options.algorithm) ? frozen.reference : nullptr),
       reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
       judges{data, reward, options.reward_model_weight},
-      policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size()),
+      policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size(),
+                       *context.collective),
+      lengths(static_cast<double>(rollout.max_new_tokens)),
       pass(policy.config(), context.compute, context.recompute, &arena) {
   check_inputs(frozen, data, options);
   if (options.algorithm.distillation.coefficient > 0) teacher.emplace(*frozen.teacher, context.compute);
@@ -71,7 +73,8 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
     config.num_labels = 1;
     critic.emplace(config, policy.parameters().trainable_options(), base ? base : &policy.parameters());
     if (!base || !base->config().scalar_head) critic->initialise_score_head(context.seed);
-    critic_optimizer.emplace(critic_optimizer_options(options.algorithm), critic->trainable().size());
+    critic_optimizer.emplace(critic_optimizer_options(options.algorithm), critic->trainable().size(),
+                             *context.collective);
   }
   trunk_cache_bytes = options.trunk_cache.resolve(machine_memory_bytes());
   const auto& weights = policy.parameters().weights();

@@ -8,6 +8,7 @@
 #include "rlhf/model/rollout_weights.h"
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/train/generation.h"
+#include "rlhf/train/length_prediction.h"
 #include "rlhf/train/optimizer.h"
 #include "rlhf/train/ppo_memory.h"
 #include "rlhf/train/ppo_options.h"
@@ -47,6 +48,7 @@ struct PpoModels {
   std::unique_ptr<ThreadPool> generate_pool;      ///< of the generate lane; null = it has the train lane's
   Arena arena;                                    ///< of engine and pass
   std::unique_ptr<RolloutEngine> engine;
+  LengthPrediction lengths;    ///< of the generate lane
   double generated_flops = 0;  ///< of the engine, until the last complete batch; the generate lane's
   SequencePass<float> pass;
   std::unique_ptr<PpoMemory> memory;  ///< of engine and pass

@@ -1,5 +1,8 @@
 #include "rlhf/train/ppo_rollout.h"
 
+#include "rlhf/distributed/balance.h"
+#include "rlhf/train/rank_exchange.h"
+
 namespace rlhf {
 namespace {
 
@@ -15,19 +18,45 @@ PpoRollout::PpoRollout(const PpoSetting& setting, PpoModels& models, std::int64_
       iteration_(iteration),
       slots_(algorithm_.prompts_per_step),
       responses_(algorithm_.prompts_per_step * algorithm_.samples_per_prompt),
-      greedy_responses_(algorithm_.advantage.greedy_baseline ? algorithm_.prompts_per_step : 0) {}
+      greedy_responses_(algorithm_.advantage.greedy_baseline ? algorithm_.prompts_per_step : 0),
+      ranks_(responses_.size()) {}
 
 void PpoRollout::start() {
   before_ = models_.engine->statistics();
-  for (std::size_t slot = 0; slot < slots_.size(); ++slot) submit(slot, 0);
+  const std::vector<int> ranks = share_out();
+  for (std::size_t i = 0; i < ranks_.size(); ++i) ranks_[i] = ranks[i / algorithm_.samples_per_prompt];
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!is_own(slot)) continue;
+    ++num_own_groups_;
+    submit(slot, 0);
+  }
 }
 
-void PpoRollout::submit(std::size_t slot, std::int64_t round) {
-  // Further rounds (dynamic sampling) take prompts from a shuffled stream of their own.
+bool PpoRollout::is_own(std::size_t slot) const {
+  return ranks_[slot * algorithm_.samples_per_prompt] == setting_.context.collective->rank();
+}
+
+// The rank of each slot.
+std::vector<int> PpoRollout::share_out() const {
+  std::vector<double> costs;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    const Prompt& prompt = prompt_of(slot, 0);
+    costs.push_back(static_cast<double>(prompt.tokens.size()) +
+                    static_cast<double>(algorithm_.samples_per_prompt) * models_.lengths.of(prompt));
+  }
+  return balanced_shares(costs, setting_.context.collective->world_size());
+}
+
+// Further rounds (dynamic sampling) take prompts from a shuffled stream of their own.
+const Prompt& PpoRollout::prompt_of(std::size_t slot, std::int64_t round) const {
   const auto items = step_items(setting_.data.train_prompts.size(), slots_.size(), iteration_,
                                 setting_.context.seed + 0x9e3779b9 * static_cast<std::uint64_t>(round),
                                 round == 0 ? setting_.options.prompt_order : ItemOrder::kShuffled);
-  slots_[slot] = {&setting_.data.train_prompts[items[slot]], round};
+  return setting_.data.train_prompts[items[slot]];
+}
+
+void PpoRollout::submit(std::size_t slot, std::int64_t round) {
+  slots_[slot] = {&prompt_of(slot, round), round};
   GenerationRequest request =
       make_request(*slots_[slot].prompt, setting_.rollout, models_.policy, setting_.data);
   request.seed = setting_.context.seed + static_cast<std::uint64_t>(iteration_) + 1;
@@ -59,21 +88,51 @@ void PpoRollout::submit_one_by_one(const GenerationRequest& request, std::size_t
 
 std::vector<std::size_t> PpoRollout::accept(Sample sample) {
   const std::size_t slot = sample.prompt_id % slots_.size();
-  if (sample.prompt_id / slots_.size() >= kGreedyRound)
-    accept_greedy(std::move(sample), slot);
-  else
-    accept_sample(std::move(sample), slot);
+  take(std::move(sample), slot);
   const std::size_t expected = algorithm_.samples_per_prompt + algorithm_.advantage.greedy_baseline;
   if (++slots_[slot].finished < expected || sample_again(slot)) return {};
-  if (++num_complete_groups_ == slots_.size()) measure();
+  if (++num_complete_groups_ == num_own_groups_) measure();
   std::vector<std::size_t> group(algorithm_.samples_per_prompt);
   for (std::size_t k = 0; k < group.size(); ++k) group[k] = slot * algorithm_.samples_per_prompt + k;
   return group;
 }
 
+void PpoRollout::take(Sample sample, std::size_t slot) {
+  if (sample.prompt_id / slots_.size() >= kGreedyRound)
+    accept_greedy(std::move(sample), slot);
+  else
+    accept_sample(std::move(sample), slot);
+}
+
+// Under the ids with which they were sampled, which tell slot and round.
+void PpoRollout::exchange() {
+  std::vector<Sample> own;
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot) {
+    if (!is_own(slot)) continue;
+    const std::uint64_t id = slot + static_cast<std::uint64_t>(slots_[slot].round) * slots_.size();
+    for (std::size_t k = 0; k < algorithm_.samples_per_prompt; ++k) {
+      own.push_back(responses_[slot * algorithm_.samples_per_prompt + k].sample);
+      own.back().prompt_id = id;
+    }
+    if (greedy_responses_.empty()) continue;
+    own.push_back(greedy_responses_[slot].sample);
+    own.back().prompt_id = id + kGreedyRound * slots_.size();
+  }
+  for (Sample& sample : gather_samples(*setting_.context.collective, std::move(own))) {
+    const std::size_t slot = sample.prompt_id % slots_.size();
+    if (is_own(slot)) continue;
+    const auto round = static_cast<std::int64_t>(sample.prompt_id / slots_.size() % kGreedyRound);
+    slots_[slot] = {&prompt_of(slot, round), round};
+    take(std::move(sample), slot);
+  }
+  for (std::size_t slot = 0; slot < slots_.size(); ++slot)
+    if (!is_own(slot)) num_resampled_groups_ += static_cast<std::size_t>(slots_[slot].round);
+  models_.lengths.observe(responses_);
+}
+
 void PpoRollout::accept_sample(Sample sample, std::size_t slot) {
   PpoResponse response = make_response(std::move(sample), slot);
-  models_.judges.begin(response);
+  if (is_own(slot)) models_.judges.begin(response);
   const std::size_t index = slot * algorithm_.samples_per_prompt + response.sample.sample_index;
   trunk_bytes_ -= responses_[index].trunk.size() * sizeof(float);  // of a response that is sampled again
   keep_trunk(response);
@@ -84,7 +143,7 @@ void PpoRollout::accept_sample(Sample sample, std::size_t slot) {
 void PpoRollout::accept_greedy(Sample sample, std::size_t slot) {
   sample.trunk = {};
   greedy_responses_[slot] = make_sampled_response(models_.policy, *slots_[slot].prompt, std::move(sample));
-  models_.judges.begin(greedy_responses_[slot]);
+  if (is_own(slot)) models_.judges.begin(greedy_responses_[slot]);
 }
 
 // What the generator computed in the layers that are not trained serves the trainer as well, bit for bit.

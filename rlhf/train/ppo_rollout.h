@@ -13,11 +13,19 @@ class PpoRollout {
  public:
   PpoRollout(const PpoSetting& setting, PpoModels& models, std::int64_t iteration);
 
-  /// Hands the batch's prompts to the engine.
+  /// Hands the batch's prompts to the engine; with several ranks those of this one, shared out by the lengths
+  /// that are expected.
   void start();
   /// Takes a sample of this iteration. @return the indices of its group when that is complete, else nothing
   std::vector<std::size_t> accept(Sample sample);
 
+  /// Whether all groups of this rank are complete.
+  bool is_complete() const { return num_complete_groups_ == num_own_groups_; }
+  /// Gives the other ranks the samples of this one, and takes theirs. After is_complete.
+  void exchange();
+
+  /// Of each response: the rank that samples it.
+  const std::vector<int>& ranks() const { return ranks_; }
   /// Slot by slot, samples_per_prompt each.
   std::vector<PpoResponse>& responses() { return responses_; }
   const std::vector<PpoResponse>& responses() const { return responses_; }
@@ -39,6 +47,10 @@ class PpoRollout {
     std::size_t finished = 0;  ///< samples, and the greedy response where there is one
   };
 
+  bool is_own(std::size_t slot) const;
+  std::vector<int> share_out() const;
+  const Prompt& prompt_of(std::size_t slot, std::int64_t round) const;
+  void take(Sample sample, std::size_t slot);
   void submit(std::size_t slot, std::int64_t round);
   void submit_one_by_one(const GenerationRequest& request, std::size_t slot);
   void keep_trunk(PpoResponse& response);
@@ -56,7 +68,8 @@ class PpoRollout {
   std::vector<Slot> slots_;
   std::vector<PpoResponse> responses_;
   std::vector<SampledResponse> greedy_responses_;
-  std::size_t num_complete_groups_ = 0, num_resampled_groups_ = 0;
+  std::vector<int> ranks_;
+  std::size_t num_own_groups_ = 0, num_complete_groups_ = 0, num_resampled_groups_ = 0;
   std::size_t trunk_bytes_ = 0;  ///< of all responses
   std::int64_t num_steps_ = 0;
   double matmul_flops_ = 0;

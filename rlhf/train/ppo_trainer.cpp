@@ -76,8 +76,10 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   if (setting_.options.algorithm.dynamic_sampling.enabled)
     metrics.emplace_back("rollout/resampled_groups",
                          static_cast<double>(batch.rollout.num_resampled_groups()));
-  if (const double rate = batch.rollout.decode_tokens_per_s(); rate > 0)
-    metrics.emplace_back("rollout/decode_tokens_per_s", rate);
+  double work[] = {batch.rollout.decode_tokens_per_s(), take_flops(batch.rollout)};
+  setting_.context.collective->all_reduce(std::span(work));
+  const auto [rate, flops] = work;
+  if (rate > 0) metrics.emplace_back("rollout/decode_tokens_per_s", rate);
   metrics.emplace_back("rollout/decode_steps", static_cast<double>(batch.rollout.num_engine_steps()));
   const auto add_time = [&](const std::string& name, double seconds) {
     metrics.emplace_back("time/" + name + "_s", seconds);
@@ -97,10 +99,10 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
     add_time("generate_wait", times.waited(Lane::kGenerate));
     add_time("train_wait", times.waited(Lane::kTrain));
   }
-  const double flops = take_flops(batch.rollout);
   metrics.emplace_back("compute/gflop", flops / 1e9);
   metrics.emplace_back("compute/gflop_per_s", flops / times.wall_s / 1e9);
-  metrics.emplace_back("compute/mfu", flops / times.wall_s / peak_flops_per_s_);
+  metrics.emplace_back("compute/mfu",
+                       flops / times.wall_s / peak_flops_per_s_ / setting_.context.collective->world_size());
   metrics.emplace_back("tokens_per_s", tokens / times.wall_s);
   metrics.emplace_back("samples_per_s", static_cast<double>(responses.size()) / times.wall_s);
   for (const auto& metric : models_.memory->take_metrics()) metrics.push_back(metric);

@@ -42,7 +42,7 @@ std::size_t PpoWorkload::num_optimizer_steps() const {
 }
 
 bool PpoWorkload::needs_whole_batch() const {
-  return rlhf::needs_whole_batch(setting_);
+  return rlhf::needs_whole_batch(setting_) || setting_.context.collective->world_size() > 1;
 }
 
 PpoWorkload::Batch& PpoWorkload::batch(std::int64_t iteration) const {
@@ -62,14 +62,11 @@ void PpoWorkload::start_up_to(std::int64_t last_iteration) {
 }
 
 std::vector<schedule::FinishedSample> PpoWorkload::generate(std::int64_t last_iteration) {
+  if (setting_.context.collective->world_size() > 1) return generate_with_ranks(last_iteration);
   std::vector<schedule::FinishedSample> finished;
   for (int step = 0; step < schedule::kMostDecodeSteps && finished.empty(); ++step) {
     const auto turn = models_.memory->step();
-    start_up_to(last_iteration);
-    RLHF_CHECK(models_.engine->busy(), "ppo: iteration ", last_iteration,
-               " is incomplete and nothing is being generated");
-    models_.memory->grow_cache();
-    in_iteration(last_iteration, [&] { models_.engine->step(models_.generation_weights(), version_); });
+    step_engine(last_iteration);
     while (auto sample = models_.engine->try_take()) {
       const auto iteration = static_cast<std::int64_t>(sample->tag);
       const auto group =
@@ -77,6 +74,30 @@ std::vector<schedule::FinishedSample> PpoWorkload::generate(std::int64_t last_it
       for (const std::size_t index : group) finished.push_back({iteration, index});
     }
   }
+  return finished;
+}
+
+void PpoWorkload::step_engine(std::int64_t last_iteration) {
+  start_up_to(last_iteration);
+  RLHF_CHECK(models_.engine->busy(), "ppo: iteration ", last_iteration,
+             " is incomplete and nothing is being generated");
+  models_.memory->grow_cache();
+  in_iteration(last_iteration, [&] { models_.engine->step(models_.generation_weights(), version_); });
+}
+
+// A whole batch at once: this rank's prompts, then the samples of the others.
+std::vector<schedule::FinishedSample> PpoWorkload::generate_with_ranks(std::int64_t iteration) {
+  start_up_to(iteration);
+  PpoRollout& rollout = batch(iteration).rollout;
+  while (!rollout.is_complete()) {
+    const auto turn = models_.memory->step();
+    step_engine(iteration);
+    while (auto sample = models_.engine->try_take())
+      in_iteration(iteration, [&] { return rollout.accept(std::move(*sample)); });
+  }
+  in_iteration(iteration, [&] { rollout.exchange(); });
+  std::vector<schedule::FinishedSample> finished;
+  for (std::size_t i = 0; i < rollout.responses().size(); ++i) finished.push_back({iteration, i});
   return finished;
 }
 
@@ -103,9 +124,15 @@ void PpoWorkload::optimize(std::int64_t iteration, std::size_t step) {
 }
 
 void PpoWorkload::finish(std::int64_t iteration, const schedule::IterationTimes& times) {
-  share_.observe(times.wall_s - times.waited(schedule::Lane::kGenerate),
-                 times.wall_s - times.waited(schedule::Lane::kTrain));
+  // Lanes that took turns had all threads each.
+  if (trial_.overlaps())
+    share_.observe(times.wall_s - times.waited(schedule::Lane::kGenerate),
+                   times.wall_s - times.waited(schedule::Lane::kTrain));
   finish_(iteration, batch(iteration), times);
+  double tokens = 0;
+  for (const PpoResponse& response : batch(iteration).rollout.responses())
+    tokens += static_cast<double>(response.tokens.size());
+  if (setting_.schedule.mode == ScheduleMode::kStreamed) trial_.observe(times.wall_s / tokens);
   const std::lock_guard lock(batches_mutex_);
   batches_.erase(iteration);
 }

@@ -6,6 +6,7 @@
 #include <mutex>
 #include <optional>
 
+#include "rlhf/schedule/overlap_trial.h"
 #include "rlhf/schedule/thread_share.h"
 #include "rlhf/schedule/workload.h"
 #include "rlhf/train/ppo_iteration.h"
@@ -24,7 +25,8 @@ class PpoWorkload : public schedule::Workload {
   struct Batch {
     Batch(const PpoSetting& setting, PpoModels& models, PpoState& state, std::int64_t number)
         : rollout(setting, models, number),
-          training(setting, models, state, number, {rollout.responses(), rollout.greedy_responses()}) {}
+          training(setting, models, state, number,
+                   {rollout.responses(), rollout.greedy_responses(), rollout.ranks()}) {}
     PpoRollout rollout;
     PpoIteration training;
   };
@@ -47,11 +49,14 @@ class PpoWorkload : public schedule::Workload {
   void optimize(std::int64_t iteration, std::size_t step) override;
   void finish(std::int64_t iteration, const schedule::IterationTimes& times) override;
   void publish(std::int64_t iteration) override;
+  bool overlap_pays() const override { return trial_.overlaps(); }
   void lanes_changed(bool generate_busy, bool train_busy) override;
 
  private:
   Batch& batch(std::int64_t iteration) const;
   void start_up_to(std::int64_t last_iteration);
+  void step_engine(std::int64_t last_iteration);  ///< in a turn of the memory
+  std::vector<schedule::FinishedSample> generate_with_ranks(std::int64_t iteration);
 
   const PpoSetting& setting_;
   PpoModels& models_;
@@ -61,6 +66,7 @@ class PpoWorkload : public schedule::Workload {
   std::map<std::int64_t, std::unique_ptr<Batch>> batches_;  ///< started and not finished
   std::int64_t next_to_start_;
   schedule::ThreadShare share_;
+  schedule::OverlapTrial trial_;
   WeightVersion version_;  ///< of the weights that generation reads; changes between decode steps
 };
 

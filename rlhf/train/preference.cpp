@@ -55,7 +55,7 @@ PreferenceStage::PreferenceStage(LanguageModel& policy, const TaskData& data,
       policy_(policy.parameters()),
       data_(data),
       pass_(policy.config(), context.compute, context.recompute),
-      loss_(pair_loss_options(options), options.max_tokens_per_micro_batch, pass_) {
+      loss_(pair_loss_options(options), {options.max_tokens_per_micro_batch, context.collective}, pass_) {
   const std::int64_t longest = policy.config().max_positions;
   check_pairs(data.train_pairs, "training", longest);
   check_pairs(data.held_out_pairs, "held-out", longest);
@@ -101,7 +101,7 @@ void PreferenceStage::run_pairs(const TrainingPlan& plan) {
 }
 
 void PreferenceStage::run_unpaired(const TrainingPlan& plan) {
-  UnpairedLoss loss(*options_.unpaired, options_.max_tokens_per_micro_batch, pass_);
+  UnpairedLoss loss(*options_.unpaired, {options_.max_tokens_per_micro_batch, context_.collective}, pass_);
   const LabelledBatch all = loss.refer(pointers(labelled_), pointers(mismatched_), policy_.weights());
   run_steps(policy_, plan, context_, [&](const std::vector<std::size_t>& items, std::int64_t) {
     LabelledBatch batch;

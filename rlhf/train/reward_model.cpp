@@ -1,6 +1,7 @@
 #include "rlhf/train/reward_model.h"
 
 #include "rlhf/core/error.h"
+#include "rlhf/train/batching.h"
 #include "rlhf/train/reward_rating.h"
 
 namespace rlhf {
@@ -101,13 +102,16 @@ void run_reward_model(Parameters<float>& reward, const std::vector<TrainingPair>
                 measure.tokens += pair_tokens(train[item]);
               }
               StepSums sums;
-              for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch, 2)) {
+              for (const auto& batch :
+                   own_passes(*context.collective, sequences, options.max_tokens_per_micro_batch, 2)) {
                 std::vector<const TrainingPair*> chosen;
                 for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
                 train_micro_batch(pass, reward.weights(), chosen, options, items.size(), sums);
               }
-              measure.loss = sums.loss;
-              measure.metrics = {{"accuracy", sums.correct}, {"margin", sums.margin}};
+              double all[] = {sums.loss, sums.correct, sums.margin};
+              context.collective->all_reduce(std::span(all));
+              measure.loss = all[0];
+              measure.metrics = {{"accuracy", all[1]}, {"margin", all[2]}};
               return measure;
             });
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "rlhf/core/error.h"
+#include "rlhf/train/batching.h"
 
 namespace rlhf {
 namespace {
@@ -105,12 +106,14 @@ void run_reward_rating(Parameters<float>& reward, const std::vector<RatedExample
                 numbers += train[item].targets.size();
                 measure.tokens += static_cast<std::int64_t>(train[item].example.tokens.size());
               }
-              for (const auto& batch : split_into_passes(sequences, options.max_tokens_per_micro_batch)) {
+              for (const auto& batch :
+                   own_passes(*context.collective, sequences, options.max_tokens_per_micro_batch)) {
                 std::vector<const RatedExample*> chosen;
                 for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
                 measure.loss +=
                     train_micro_batch(pass, reward.weights(), chosen, reading.num_outputs(), numbers);
               }
+              context.collective->all_reduce(std::span(&measure.loss, 1));
               return measure;
             });
 }

@@ -42,6 +42,7 @@ RunOptions what_counts(RunOptions options) {
   options.threads = 0;
   options.device = Device::kAuto;
   options.memory = {};
+  options.distributed = {};
   return options;
 }
 

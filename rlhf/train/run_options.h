@@ -241,6 +241,17 @@ struct MemorySection {
   }
 };
 
+/// A run of several processes, which a launcher starts.
+struct DistributedSection {
+  double timeout_s = 300;
+
+  template <class V>
+  void visit_fields(V& v) {
+    v.field("timeout_s", timeout_s,
+            "Seconds that a process waits for another one before it ends with an error", {1, 1e6});
+  }
+};
+
 /// Everything in a run file.
 struct RunOptions {
   RunSection run;
@@ -261,6 +272,7 @@ struct RunOptions {
   EvalSection eval;
   ScheduleOptions schedule;
   MemorySection memory;
+  DistributedSection distributed;
 
   template <class V>
   void visit_fields(V& v) {
@@ -287,6 +299,7 @@ struct RunOptions {
     v.group("eval", eval, "Evaluation");
     v.group("schedule", schedule, "What runs when");
     v.group("memory", memory, "Memory");
+    v.group("distributed", distributed, "Several processes");
   }
   void validate(config::Problems& problems) const;
 

@@ -31,11 +31,12 @@ void run_sft(LanguageModel& model, const std::vector<TrainingExample>& examples,
       loss_tokens += static_cast<double>(count_loss_tokens(examples[item]));
     }
     RLHF_CHECK(loss_tokens > 0, stage, ": no token of step ", step, " carries loss");
-    add_gradient(pass, parameters.weights(), batch, options.max_tokens_per_micro_batch,
+    add_gradient(pass, parameters.weights(), batch, {options.max_tokens_per_micro_batch, context.collective},
                  LossScope::kMicroBatch, [&](const TokenLogProbs& log_probs) {
                    for (double log_prob : log_probs.values) sum -= log_prob;
                    return std::vector<double>(log_probs.values.size(), -1 / loss_tokens);
                  });
+    context.collective->all_reduce(std::span(&sum, 1));
     measure.loss = sum / loss_tokens;
     return measure;
   });

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "rlhf/core/log.h"
+#include "rlhf/distributed/collective.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/memory/arbiter.h"
 #include "rlhf/model/sequence_pass.h"
@@ -47,9 +48,11 @@ struct StageContext {
 
   Compute<float> compute;
   RunObserver* observer = nullptr;
+  Collective* collective = &one_process();  ///< of the ranks that run the stage together; never null
   const std::atomic<bool>* stop = nullptr;  ///< set by Ctrl-C: the stage ends after the current step
   std::uint64_t seed = 0;
-  std::filesystem::path checkpoints;  ///< folder for the state of unfinished stages; empty = none
+  /// Folder for the state of unfinished stages; empty = none. Rank 0 alone reads and writes there.
+  std::filesystem::path checkpoints;
   bool resume = false;                ///< go on from the state found there; otherwise it is not looked at
   std::int64_t checkpoint_every = 0;  ///< steps between checkpoints; 0 = only when stopped
   bool keep_checkpoints = false;      ///< all of them, not only the last two
@@ -62,7 +65,8 @@ struct StageContext {
   /// K/V blocks that a generator gets at most: what the budget leaves it.
   std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();
 
-  bool stop_requested() const { return stop && stop->load(std::memory_order_relaxed); }
+  /// On any rank; every rank asks.
+  bool stop_requested() const { return any_rank(*collective, stop && stop->load(std::memory_order_relaxed)); }
 };
 
 /// Thrown when a stage ended early because stop was requested; its state is in the checkpoint.

@@ -30,7 +30,8 @@ struct StepMeasure {
   std::int64_t tokens = 0;  ///< that were computed, prompts included
 };
 
-/// Adds the gradient of the step with these items to the weights' gradient. `step` counts from 1.
+/// Adds the gradient of the step with these items to the weights' gradient; with several ranks each adds a
+/// part of it (own_passes), and measures the whole. `step` counts from 1.
 using TrainStep = std::function<StepMeasure(const std::vector<std::size_t>& items, std::int64_t step)>;
 
 /// Runs a plan: items in shuffled order, one AdamW update a step, metrics, checkpoints; goes on where an

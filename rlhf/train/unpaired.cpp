@@ -41,6 +41,22 @@ std::optional<TrainingExample> mismatch(const TrainingExample& a, const Training
 
 }  // namespace
 
+void LabelledMeasure::add_ranks(Collective& collective) {
+  if (collective.world_size() == 1) return;
+  // The reference point is the same on all ranks that have a response.
+  const double has_any = desirable + undesirable > 0;
+  double all[] = {loss,
+                  has_any * kl,
+                  has_any,
+                  static_cast<double>(desirable),
+                  static_cast<double>(undesirable),
+                  desirable_rewards,
+                  undesirable_rewards};
+  collective.all_reduce(std::span(all));
+  *this = {all[0], all[1] / all[2], static_cast<std::size_t>(all[3]), static_cast<std::size_t>(all[4]),
+           all[5], all[6]};
+}
+
 Metrics LabelledMeasure::metrics() const {
   Metrics metrics = {{"kl", kl}};
   const double good = desirable_rewards / static_cast<double>(desirable),
@@ -73,16 +89,16 @@ LabelledBatch UnpairedLoss::refer(const std::vector<const LabelledExample*>& exa
                                   const std::vector<const TrainingExample*>& mismatched,
                                   const DecoderWeights<float>& reference) {
   LabelledBatch batch{examples, {}, mismatched, {}};
-  batch.reference = compute_log_probs(pass_, reference, examples_of(examples), max_tokens_).row_sums();
+  batch.reference = compute_log_probs(pass_, reference, examples_of(examples), setting_).row_sums();
   if (!mismatched.empty())
-    batch.mismatched_reference = compute_log_probs(pass_, reference, {mismatched, 1}, max_tokens_).row_sums();
+    batch.mismatched_reference = compute_log_probs(pass_, reference, {mismatched, 1}, setting_).row_sums();
   return batch;
 }
 
 LabelledMeasure UnpairedLoss::train(const LabelledBatch& batch, const DecoderWeights<float>& policy) {
   std::vector<double> mismatched;
   if (!batch.mismatched.empty())
-    mismatched = compute_log_probs(pass_, policy, {batch.mismatched, 1}, max_tokens_).row_sums();
+    mismatched = compute_log_probs(pass_, policy, {batch.mismatched, 1}, setting_).row_sums();
   LabelledMeasure measure;
   const double share = 1 / static_cast<double>(batch.examples.size());
   const auto loss = [&](const TokenLogProbs& log_probs) {
@@ -107,7 +123,8 @@ LabelledMeasure UnpairedLoss::train(const LabelledBatch& batch, const DecoderWei
     for (double& derivative : result.d_log_probs) derivative *= part;
     return std::move(result.d_log_probs);
   };
-  add_gradient(pass_, policy, examples_of(batch.examples), max_tokens_, LossScope::kMicroBatch, loss);
+  add_gradient(pass_, policy, examples_of(batch.examples), setting_, LossScope::kMicroBatch, loss);
+  measure.add_ranks(*setting_.collective);
   return measure;
 }
 

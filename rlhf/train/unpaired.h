@@ -25,6 +25,8 @@ struct LabelledMeasure {
   std::size_t desirable = 0, undesirable = 0;
   double desirable_rewards = 0, undesirable_rewards = 0;  ///< sums
 
+  /// Adds up what the ranks have measured of their responses of one batch.
+  void add_ranks(Collective& collective);
   /// All but the loss, by the names in docs/reference/metrics.md. A mean over no responses is left out.
   Metrics metrics() const;
 };
@@ -40,9 +42,8 @@ std::vector<TrainingExample> make_mismatched(const std::vector<LabelledExample>&
 class UnpairedLoss {
  public:
   /// @param pass of the policy's architecture; must outlive this
-  UnpairedLoss(const ppo::UnpairedOptions& options, std::int64_t max_tokens_per_pass,
-               SequencePass<float>& pass)
-      : options_(options), max_tokens_(max_tokens_per_pass), pass_(pass) {}
+  UnpairedLoss(const ppo::UnpairedOptions& options, const PassSetting& setting, SequencePass<float>& pass)
+      : options_(options), setting_(setting), pass_(pass) {}
 
   /// Examples with the log-probs of `reference`.
   LabelledBatch refer(const std::vector<const LabelledExample*>& examples,
@@ -53,7 +54,7 @@ class UnpairedLoss {
 
  private:
   ppo::UnpairedOptions options_;
-  std::int64_t max_tokens_;
+  PassSetting setting_;
   SequencePass<float>& pass_;
 };
 

@@ -14,6 +14,8 @@ class RewardServer {
   using Handler = std::function<void(const httplib::Request&, httplib::Response&)>;
 
   explicit RewardServer(Handler handler) {
+    // Handlers that sleep must not keep others waiting.
+    server_.new_task_queue = [] { return new httplib::ThreadPool(64); };
     server_.Post("/score", std::move(handler));
     port_ = server_.bind_to_any_port("127.0.0.1");
     thread_ = std::thread([this] { server_.listen_after_bind(); });

@@ -24,6 +24,7 @@ class CacheModel {
     if (what == 5 || what == 6) end(which);
     if (what == 7) set_limit(which % (kBlocks + 1));
     if (what == 8) forget();
+    if (cache_.excess() == 0) compact();
     cache_.check();
     std::map<std::int32_t, std::int32_t> references;
     for (const auto& holder : holders_)
@@ -90,7 +91,6 @@ class CacheModel {
   void set_limit(std::int32_t limit) {
     cache_.set_limit(limit);
     drop_unpublished();
-    if (cache_.excess() == 0) compact();
   }
   // Contents and users follow, and nothing is left beyond the limit.
   void compact() {

@@ -19,7 +19,7 @@ namespace rlhf::schedule {
 class FakeWorkload : public Workload {
  public:
   std::size_t samples = 4, steps = 2, micro_batches = 2;
-  bool whole_batch = false;
+  bool whole_batch = false, pays = true;
   std::int64_t max_staleness = 0;
   bool in_flight = false;
   std::uint64_t seed = 1;
@@ -33,6 +33,7 @@ class FakeWorkload : public Workload {
   std::size_t num_samples() const override { return samples; }
   std::size_t num_optimizer_steps() const override { return steps; }
   bool needs_whole_batch() const override { return whole_batch; }
+  bool overlap_pays() const override { return pays; }
 
   std::vector<FinishedSample> generate(std::int64_t last_iteration) override {
     enter(Task::kGenerate, last_iteration);

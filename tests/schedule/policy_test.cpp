@@ -14,6 +14,7 @@ struct Shape {
   std::size_t samples, steps, micro_batches;
   bool whole_batch;
   std::int64_t iterations;
+  bool pays = true;
 };
 
 // Explores all states that are reachable, with every choice of which samples a decode call returns.
@@ -23,11 +24,14 @@ class Explorer {
     work_.samples = shape.samples;
     work_.steps = shape.steps;
     work_.whole_batch = shape.whole_batch;
+    work_.pays = shape.pays;
   }
 
   void explore() { visit({Progress(work_, 0, shape_.iterations, 0), {}, {}}); }
   std::size_t num_states() const { return seen_.size(); }
   std::size_t num_ends() const { return ends_; }
+  /// Whether a batch was worked on while its stragglers decoded, in any order of events.
+  bool was_early() const { return early_; }
 
  private:
   struct State {
@@ -87,6 +91,7 @@ class Explorer {
         if (!policy_.updates_in_flight()) REQUIRE(place->second == published);
       }
     const auto& generating = state.running[0];
+    early_ |= generating && (action.task == Task::kScore || action.task == Task::kTrain);
     if (action.task == Task::kOptimize && policy_.max_staleness() == 0) REQUIRE_FALSE(generating);
     if (action.task == Task::kPublish && !policy_.updates_in_flight()) REQUIRE_FALSE(generating);
     if (action.task == Task::kOptimize) REQUIRE(published == action.iteration);
@@ -128,6 +133,7 @@ class Explorer {
   FakeWorkload work_;
   std::set<std::string> seen_;
   std::size_t ends_ = 0;
+  bool early_ = false;
 };
 
 TEST_CASE("no order of events leads to a dead end, old weights or a broken graph") {
@@ -145,6 +151,18 @@ TEST_CASE("no order of events leads to a dead end, old weights or a broken graph
       explorer.explore();
       CHECK(explorer.num_ends() >= 1);
       CHECK(explorer.num_states() > 10);
+    }
+}
+
+TEST_CASE("a streamed iteration in which overlapping does not pay is a serial one") {
+  for (const bool pays : {false, true})
+    for (const bool whole_batch : {false, true}) {
+      INFO("pays " << pays << ", whole batch " << whole_batch);
+      const auto policy = streamed_policy();
+      Explorer explorer(*policy, Shape{3, 2, 2, whole_batch, 2, pays});
+      explorer.explore();
+      CHECK(explorer.num_ends() >= 1);
+      CHECK(explorer.was_early() == pays);
     }
 }
 

@@ -164,7 +164,7 @@ TEST_CASE("the gradient of preference losses equals central differences, in one 
       Parameters<float>& policy = model.parameters();
       const Parameters<double> reference = to_double(policy, {});
       SequencePass<float> pass(policy.config(), lane.context.compute);
-      PairLoss loss(c.options, max_tokens, pass);
+      PairLoss loss(c.options, {max_tokens}, pass);
       const PairBatch batch = loss.refer(pairs, policy.weights());
       CHECK(batch.reference_chosen.size() == (ppo::needs_reference(c.options) ? 4 : 0));
       disturb(policy.trainable());
@@ -247,7 +247,7 @@ TEST_CASE("the gradient of unpaired losses equals central differences, in one mi
       options.kind = kind;
       options.beta = 0.3;
       options.undesirable_weight = 1.5;
-      UnpairedLoss loss(options, max_tokens, pass);
+      UnpairedLoss loss(options, {max_tokens}, pass);
       const LabelledBatch batch =
           loss.refer(chosen, kto ? others : std::vector<const TrainingExample*>{}, policy.weights());
       disturb(policy.trainable());

@@ -74,10 +74,10 @@ TEST_CASE("a response that the server never judges is dropped and accounted for"
     const Json asked = Json::parse(request.body);
     const auto prompt = asked["prompts"][0].get<std::string>();
     if (prompt == "now gold: " || prompt == "now oil: ")
-      std::this_thread::sleep_for(std::chrono::milliseconds(600));
+      std::this_thread::sleep_for(std::chrono::milliseconds(1500));
     answer(response, letters(asked));
   });
-  const std::string short_wait = ", timeout_s: 0.2, attempts: 1, max_in_flight: 64";
+  const std::string short_wait = ", timeout_s: 0.8, attempts: 1, max_in_flight: 64";
   const std::vector<std::string> options = {"stages=[ppo]", "ppo.iterations=2"};
   const Attempt dropped = run(data, "drop", asking(server, ", on_failure: drop", short_wait), options);
   const Attempt counted =
@@ -97,7 +97,7 @@ TEST_CASE("a response that the server never judges is dropped and accounted for"
     CHECK(metric(counted.steps.at({"ppo", step}), "train/without_gradient", -1) == 0);
   }
   CHECK(all > 0);
-  CHECK(read_text_file(data.path("drop") / "samples" / "ppo.jsonl").find("gave no answer within 0.2 s") !=
+  CHECK(read_text_file(data.path("drop") / "samples" / "ppo.jsonl").find("gave no answer within 0.8 s") !=
         std::string::npos);
 }
 

@@ -1,0 +1,15 @@
+# RLHF_GLOO=AUTO builds training in several processes where Debian's libgloo-dev is found. Without it a run is one process.
+set(RLHF_GLOO AUTO CACHE STRING "Training in several processes: AUTO (where Gloo is found), ON, OFF")
+set_property(CACHE RLHF_GLOO PROPERTY STRINGS AUTO ON OFF)
+set(with_gloo OFF)
+if(RLHF_GLOO)  # AUTO is true, too
+  find_path(RLHF_GLOO_HEADERS gloo/transport/tcp/device.h)
+  find_library(RLHF_GLOO_LIBRARY gloo)
+  if(RLHF_GLOO_HEADERS AND RLHF_GLOO_LIBRARY)
+    set(with_gloo ON)
+  elseif(RLHF_GLOO STREQUAL "ON")
+    message(FATAL_ERROR "RLHF_GLOO=ON needs Gloo (libgloo-dev); found headers: ${RLHF_GLOO_HEADERS}, library: ${RLHF_GLOO_LIBRARY}")
+  endif()
+endif()
+set(RLHF_WITH_GLOO ${with_gloo} CACHE INTERNAL "")
+message(STATUS "Several processes (Gloo): ${RLHF_WITH_GLOO}")

@@ -1,0 +1,287 @@
+// The collective over Gloo's connections: Gloo connects, frames and notices who has gone; the algorithms are
+// direct exchanges. Each rank sends every other what that one needs and adds up what it gets in the order of
+// the ranks. That moves as many bytes as a ring, leaves the order of the sums to nobody, and tells which rank
+// is missing.
+#include "rlhf/distributed/gloo_collective.h"
+
+#include <gloo/context.h>
+#include <gloo/transport/context.h>
+#include <gloo/transport/pair.h>
+#include <gloo/transport/tcp/device.h>
+#include <gloo/transport/unbound_buffer.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "rlhf/distributed/rendezvous.h"
+
+namespace rlhf {
+namespace {
+
+constexpr std::size_t kChunkBytes = 1 << 20;  // of one peer's part in flight while sums are taken
+constexpr std::size_t kSmallBytes = 1 << 14;  // up to here everybody gets everything and adds up itself
+
+// A connection between every two ranks. Gloo's own way there differs from version to version in what it
+// keeps in a key-value store; its addresses need no more than one exchange.
+class Mesh : public gloo::Context {
+ public:
+  Mesh(Rendezvous& rendezvous, const Launch& launch, std::chrono::milliseconds timeout)
+      : gloo::Context(launch.rank, launch.world_size) {
+    gloo::transport::tcp::attr attributes;
+    if (launch.interface.empty())
+      attributes.hostname = rendezvous.local_address();
+    else
+      attributes.iface = launch.interface;
+    device_ = gloo::transport::tcp::CreateDevice(attributes);
+    setTimeout(timeout);
+    auto transport = device_->createContext(rank, size);
+    transport->setTimeout(timeout);
+    // Each pair has an address of its own: behind its length, in the order of the ranks.
+    std::string own;
+    for (int peer = 0; peer < size; ++peer) {
+      if (peer == rank) continue;
+      const std::vector<char> address = transport->createPair(peer)->address().bytes();
+      const auto length = static_cast<std::uint32_t>(address.size());
+      own.append(reinterpret_cast<const char*>(&length), sizeof length);
+      own.append(address.begin(), address.end());
+    }
+    const std::vector<std::string> all = rendezvous.exchange(own);
+    for (int peer = 0; peer < size; ++peer)
+      if (peer != rank)
+        transport->getPair(peer)->connect(
+            address_of(all[static_cast<std::size_t>(peer)], rank < peer ? rank : rank - 1));
+    transportContext_ = std::move(transport);
+  }
+
+ private:
+  // The address that a rank has made for its `index`th peer.
+  static std::vector<char> address_of(const std::string& addresses, int index) {
+    std::size_t at = 0;
+    std::uint32_t length = 0;
+    for (int i = 0; i <= index; ++i) {
+      at += i > 0 ? length : 0;
+      RLHF_CHECK(at + sizeof length <= addresses.size(), "a rank has sent ", addresses.size(),
+                 " bytes of addresses");
+      std::memcpy(&length, addresses.data() + at, sizeof length);
+      at += sizeof length;
+    }
+    const std::string address = addresses.substr(at, length);
+    return {address.begin(), address.end()};
+  }
+};
+
+class GlooCollective : public Collective {
+ public:
+  GlooCollective(const Launch& launch, std::chrono::milliseconds timeout)
+      : rank_(launch.rank), size_(launch.world_size), timeout_(timeout) {
+    Rendezvous rendezvous(launch, timeout);
+    try {
+      context_ = std::make_shared<Mesh>(rendezvous, launch, timeout);
+    } catch (const CollectiveError&) {
+      throw;
+    } catch (const std::exception& error) {
+      fail<CollectiveError>(who(), ": cannot connect to the other ranks: ", error.what());
+    }
+  }
+
+  int rank() const override { return rank_; }
+  int world_size() const override { return size_; }
+
+  void all_reduce(std::span<float> values) override { reduce_all(values); }
+  void all_reduce(std::span<double> values) override { reduce_all(values); }
+  void reduce_scatter(std::span<float> values) override { reduce_slices(values); }
+  void reduce_scatter(std::span<double> values) override { reduce_slices(values); }
+  void all_gather(std::span<float> values) override { gather_slices(values); }
+  void all_gather(std::span<double> values) override { gather_slices(values); }
+
+  std::vector<std::string> all_gather_bytes(const std::string& own) override {
+    std::vector<std::uint64_t> lengths(ranks());
+    lengths[at(rank_)] = own.size();
+    Exchange sizes(*this);
+    for (int peer : peers()) {
+      sizes.send(peer, &lengths[at(rank_)], sizeof(std::uint64_t));
+      sizes.receive(peer, &lengths[at(peer)], sizeof(std::uint64_t));
+    }
+    sizes.wait();
+    std::vector<std::string> all(ranks());
+    Exchange texts(*this);
+    for (int peer : peers()) {
+      all[at(peer)].resize(lengths[at(peer)]);
+      texts.send(peer, own.data(), own.size());
+      texts.receive(peer, all[at(peer)].data(), all[at(peer)].size());
+    }
+    texts.wait();
+    all[at(rank_)] = own;
+    return all;
+  }
+
+  void broadcast(std::span<std::byte> bytes, int root) override {
+    RLHF_CHECK(root >= 0 && root < size_, "broadcast: root ", root, " of ", size_, " ranks");
+    Exchange exchange(*this);
+    if (rank_ != root) exchange.receive(root, bytes.data(), bytes.size());
+    if (rank_ == root)
+      for (int peer : peers()) exchange.send(peer, bytes.data(), bytes.size());
+    exchange.wait();
+  }
+
+  void barrier() override { all_gather_bytes(""); }
+
+ private:
+  // Messages to and from other ranks that are under way together; buffers stay until `wait` is done.
+  class Exchange {
+   public:
+    explicit Exchange(GlooCollective& owner) : owner_(owner), slot_(owner.next_slot_++) {}
+
+    void send(int peer, const void* data, std::size_t bytes) {
+      if (bytes == 0) return;
+      start(peer, true, const_cast<void*>(data), bytes);
+    }
+    void receive(int peer, void* data, std::size_t bytes) {
+      if (bytes == 0) return;
+      start(peer, false, data, bytes);
+    }
+    void wait() {
+      for (Message& message : messages_) {
+        bool done = false;
+        owner_.guard(message.peer, [&] {
+          done = message.sends ? message.buffer->waitSend(owner_.timeout_)
+                               : message.buffer->waitRecv(owner_.timeout_);
+        });
+        if (!done) owner_.lost(message.peer, "aborted");
+      }
+      messages_.clear();
+    }
+
+   private:
+    struct Message {
+      int peer;
+      bool sends;
+      std::unique_ptr<gloo::transport::UnboundBuffer> buffer;
+    };
+    void start(int peer, bool sends, void* data, std::size_t bytes) {
+      owner_.guard(peer, [&] {
+        messages_.push_back({peer, sends, owner_.context_->createUnboundBuffer(data, bytes)});
+        if (sends)
+          messages_.back().buffer->send(peer, slot_);
+        else
+          messages_.back().buffer->recv(peer, slot_);
+      });
+    }
+
+    GlooCollective& owner_;
+    std::uint64_t slot_;
+    std::vector<Message> messages_;
+  };
+
+  static std::size_t at(int rank) { return static_cast<std::size_t>(rank); }
+  std::size_t ranks() const { return at(size_); }
+  std::vector<int> peers() const {
+    std::vector<int> peers;
+    // Beginning behind this rank, so that not all send to the same one first.
+    for (int k = 1; k < size_; ++k) peers.push_back((rank_ + k) % size_);
+    return peers;
+  }
+  std::string who() const { return concat("rank ", rank_, " of ", size_); }
+
+  [[noreturn]] void lost(int peer, const std::string& what) const {
+    fail<CollectiveError>(who(), " lost rank ", peer,
+                          ", which has ended, has lost another rank, or did not answer within ",
+                          std::chrono::duration<double>(timeout_).count(), " s (", what, ")");
+  }
+  template <class Fn>
+  void guard(int peer, const Fn& fn) const {
+    try {
+      fn();
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& error) {
+      // Without Gloo's own file and line.
+      const std::string text = error.what();
+      const std::size_t end = text.starts_with('[') ? text.find("] ") : std::string::npos;
+      lost(peer, end == std::string::npos ? text : text.substr(end + 2));
+    }
+  }
+
+  // Sums what all ranks have in one place of each slice; `parts[r]` is what goes to rank r.
+  template <class T>
+  void add_up(const std::vector<std::span<T>>& parts) {
+    const std::span<T> own = parts[at(rank_)];
+    std::vector<T>& received = scratch<T>();
+    received.resize(ranks() * own.size());
+    Exchange exchange(*this);
+    for (int peer : peers()) {
+      exchange.receive(peer, received.data() + at(peer) * own.size(), own.size_bytes());
+      exchange.send(peer, parts[at(peer)].data(), parts[at(peer)].size_bytes());
+    }
+    exchange.wait();
+    std::copy(own.begin(), own.end(), received.begin() + static_cast<std::ptrdiff_t>(at(rank_) * own.size()));
+    std::copy_n(received.begin(), own.size(), own.begin());
+    for (std::size_t r = 1; r < ranks(); ++r)
+      for (std::size_t i = 0; i < own.size(); ++i) own[i] += received[r * own.size() + i];
+  }
+
+  template <class T>
+  void reduce_slices(std::span<T> values) {
+    constexpr std::size_t kChunk = kChunkBytes / sizeof(T);
+    const std::size_t longest = slice_of(values.size(), 0, size_).size();
+    for (std::size_t begin = 0; begin < longest; begin += kChunk) {
+      std::vector<std::span<T>> parts;
+      for (int r = 0; r < size_; ++r) {
+        const auto slice = slice_of(values.size(), r, size_).of(values);
+        parts.push_back(slice.subspan(std::min(begin, slice.size())));
+        parts.back() = parts.back().first(std::min(kChunk, parts.back().size()));
+      }
+      add_up(parts);
+    }
+  }
+
+  template <class T>
+  void gather_slices(std::span<T> values) {
+    const auto own = slice_of(values.size(), rank_, size_).of(values);
+    Exchange exchange(*this);
+    for (int peer : peers()) {
+      const auto theirs = slice_of(values.size(), peer, size_).of(values);
+      exchange.receive(peer, theirs.data(), theirs.size_bytes());
+      exchange.send(peer, own.data(), own.size_bytes());
+    }
+    exchange.wait();
+  }
+
+  template <class T>
+  void reduce_all(std::span<T> values) {
+    if (values.size_bytes() > kSmallBytes) {
+      reduce_slices(values);
+      return gather_slices(values);
+    }
+    add_up(std::vector<std::span<T>>(ranks(), values));
+  }
+
+  template <class T>
+  std::vector<T>& scratch() {
+    if constexpr (std::is_same_v<T, float>)
+      return floats_;
+    else
+      return doubles_;
+  }
+
+  int rank_, size_;
+  std::chrono::milliseconds timeout_;
+  std::shared_ptr<gloo::Context> context_;
+  std::uint64_t next_slot_ = 1;
+  std::vector<float> floats_;
+  std::vector<double> doubles_;
+};
+
+}  // namespace
+
+bool has_gloo() {
+  return true;
+}
+
+std::unique_ptr<Collective> connect(const Launch& launch, std::chrono::milliseconds timeout) {
+  if (launch.world_size == 1) return make_one_process();
+  return std::make_unique<GlooCollective>(launch, timeout);
+}
+
+}  // namespace rlhf

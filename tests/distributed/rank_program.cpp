@@ -1,0 +1,79 @@
+// One rank of a test: `distributed_rank SCENARIO TIMEOUT_MS`. Writes what the collective returned to standard
+// output.
+#include <unistd.h>
+
+#include <cstdio>
+#include <iostream>
+
+#include "rlhf/distributed/gloo_collective.h"
+#include "tests/distributed/exchanged.h"
+
+using namespace rlhf;
+
+namespace {
+
+template <class T>
+void write(std::span<const T> values) {
+  std::fwrite(values.data(), sizeof(T), values.size(), stdout);
+}
+
+template <class T>
+void reduce_and_gather(Collective& collective) {
+  for (const std::size_t count : kCounts) {
+    std::vector<T> sums = values_of<T>(collective.rank(), count);
+    collective.all_reduce(sums);
+    write<T>(sums);
+    std::vector<T> slices = values_of<T>(collective.rank(), count);
+    collective.reduce_scatter(slices);
+    write<T>(slices);
+    std::vector<T> gathered = values_of<T>(collective.rank(), count);
+    collective.all_gather(gathered);
+    write<T>(gathered);
+  }
+}
+
+void exchange(Collective& collective) {
+  reduce_and_gather<float>(collective);
+  reduce_and_gather<double>(collective);
+  for (const std::string& text : collective.all_gather_bytes(text_of(collective.rank()))) write<char>(text);
+  for (int root = 0; root < collective.world_size(); ++root) {
+    auto values = values_of<float>(collective.rank(), 70001);
+    collective.broadcast(std::span(values), root);
+    write<float>(values);
+  }
+  collective.barrier();
+  const bool one = any_rank(collective, collective.rank() == collective.world_size() - 1);
+  const bool first = first_rank_says(collective, collective.rank() != 0);
+  std::fputs(one && !any_rank(collective, false) ? "any" : "none", stdout);
+  std::fputs(first ? "yes" : "no", stdout);
+}
+
+// Adds up until somebody ends.
+void repeat(Collective& collective) {
+  std::vector<float> values(100000, 1);
+  std::cerr << "begun" << std::endl;
+  while (true) collective.all_reduce(std::span(values));
+}
+
+// The last rank does not take part.
+void wait_for_last(Collective& collective) {
+  if (collective.rank() == collective.world_size() - 1) sleep(60);
+  collective.barrier();
+}
+
+}  // namespace
+
+int main(int, char** argv) {
+  const std::string scenario = argv[1];
+  try {
+    const Launch launch = read_launch();
+    const auto collective = connect(launch, std::chrono::milliseconds(std::stoi(argv[2])));
+    if (scenario == "exchange") exchange(*collective);
+    if (scenario == "repeat") repeat(*collective);
+    if (scenario == "wait") wait_for_last(*collective);
+    return 0;
+  } catch (const Error& error) {
+    std::cerr << "error: " << error.what() << "\n";
+    return 1;
+  }
+}
