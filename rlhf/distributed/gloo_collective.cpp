@@ -11,6 +11,7 @@
 #include <gloo/transport/unbound_buffer.h>
 
 #include <algorithm>
+#include <csignal>
 #include <cstdint>
 #include <cstring>
 
@@ -71,10 +72,18 @@ class Mesh : public gloo::Context {
   }
 };
 
+// Gloo writes to a connection that may just have been closed; it expects an error for that, not a signal.
+void ignore_broken_pipes() {
+  struct sigaction current {};
+  sigaction(SIGPIPE, nullptr, &current);
+  if (current.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
+}
+
 class GlooCollective : public Collective {
  public:
   GlooCollective(const Launch& launch, std::chrono::milliseconds timeout)
       : rank_(launch.rank), size_(launch.world_size), timeout_(timeout) {
+    ignore_broken_pipes();
     Rendezvous rendezvous(launch, timeout);
     try {
       context_ = std::make_shared<Mesh>(rendezvous, launch, timeout);

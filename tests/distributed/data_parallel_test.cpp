@@ -120,6 +120,22 @@ Overrides with(Overrides overrides, const Overrides& more) {
   return overrides;
 }
 
+// Prompts and responses that the runs have written, in order.
+void check_samples(const std::filesystem::path& run, const std::filesystem::path& one) {
+  const auto files = files_below(run / "samples"), expected = files_below(one / "samples");
+  CHECK(files.size() == expected.size());
+  for (const auto& [name, text] : expected) {
+    REQUIRE(files.contains(name));
+    std::istringstream lines(files.at(name)), expected_lines(text);
+    for (std::string line, other; std::getline(expected_lines, other);) {
+      REQUIRE(std::getline(lines, line));
+      const auto found = nlohmann::json::parse(line), wanted = nlohmann::json::parse(other);
+      for (const char* key : {"prompt_id", "response", "finish_reason", "output_ids"})
+        CHECK(found.value(key, nlohmann::json()) == wanted.value(key, nlohmann::json()));
+    }
+  }
+}
+
 void compare(const TinyData& data, const std::string& name, const Overrides& overrides,
              const std::vector<std::string>& stages, const std::vector<int>& sizes,
              const std::vector<std::string>& but = {}) {
@@ -131,7 +147,7 @@ void compare(const TinyData& data, const std::string& name, const Overrides& ove
     check_success(processes);
     check_metrics(one, data.path(run), but);
     check_weights(data, run, name, stages);
-    CHECK(files_below(data.path(run) / "samples").size() == files_below(data.path(name) / "samples").size());
+    check_samples(data.path(run), data.path(name));
   }
 }
 
@@ -150,8 +166,20 @@ TEST_CASE("losses over a whole batch, unpaired ones, ratings and adapters are th
   const TinyData data;
   const Overrides preference = {"stages=[preference]", "preference.max_steps=3",
                                 "preference.pairs_per_step=3", "preference.max_tokens_per_micro_batch=60"};
-  // EXO's weights compare the pairs of a batch; KTO has a reference point of all responses.
+  // AOT sorts the differences of all pairs; KTO has a reference point of all responses.
+  compare(data, "aot", with(preference, {"preference.loss.terms=[{kind: aot}, {kind: sft}]"}), {"preference"},
+          {2});
   compare(data, "kto", with(preference, {"preference.unpaired.beta=0.2"}), {"preference"}, {2});
+  data.folder().write("ratings.jsonl", R"({"prompt": "a: ", "response": "buy", "scores": [1, 0.5]}
+{"prompt": "b: ", "response": "sell it all", "scores": [-1, 2]}
+{"prompt": "c: ", "response": "hold", "scores": [0.3, -0.5]}
+)");
+  compare(data, "ratings",
+          with({"stages=[reward]", "reward.target=scores",
+                "data.ratings_file=" + data.path("ratings.jsonl").string(),
+                "reward.objectives=[{name: up}, {name: size}]", "ppo.critic_init=policy"},
+               {}),
+          {"reward"}, {2});
   compare(data, "lora", with({"stages=[sft]", "model.trainable=lora", "model.lora_rank=2"}, {}), {"sft"},
           {3});
   // More processes than items in a step.
@@ -243,13 +271,37 @@ TEST_CASE("ppo of several processes samples what one samples and learns the same
   const std::vector<std::string> cut = {
       "policy/clip_fraction", "policy/approx_kl",    "policy/ratio_mean",        "policy/ratio_variance",
       "policy/entropy",       "value/clip_fraction", "value/explained_variance", "rollout/decode_steps"};
-  const Overrides short_run = {"stages=[reward, ppo, eval]", "ppo.iterations=3"};
+  const Overrides short_run = {"stages=[reward, ppo, eval]", "ppo.iterations=3", "ppo.samples_to_log=100"};
   compare(data, "ppo", with(short_run, {}), {"reward", "ppo"}, {2, 4}, cut);
   compare(data, "remax",
           with(short_run,
                {"ppo.algorithm.advantage.greedy_baseline=true", "ppo.algorithm.advantage.form=sequence",
                 "ppo.algorithm.critic_update=none", "ppo.critic_init=policy"}),
           {"ppo"}, {2}, cut);
+  // Groups whose responses score alike are asked again, by the rank that has them.
+  compare(data, "again",
+          with(short_run,
+               {"ppo.algorithm.dynamic_sampling.enabled=true", "ppo.algorithm.dynamic_sampling.max_rounds=3",
+                "ppo.algorithm.advantage.form=sequence", "ppo.algorithm.advantage.group.baseline=mean",
+                "ppo.algorithm.critic_update=none", "ppo.critic_init=policy"}),
+          {"ppo"}, {2}, cut);
+}
+
+TEST_CASE("ppo that is stopped goes on with another number of processes") {
+  if (is_without_gloo()) return;
+  const TinyData data;
+  const auto options = [&](const std::string& name) {
+    return data.options(
+        name, with({"stages=[reward, ppo]", "run.checkpoint_every=2", "ppo.algorithm.critic_update=separate",
+                    "ppo.algorithm.critic_optimizer.learning_rate=0.001"},
+                   {}));
+  };
+  CHECK(attempt(options("ppo"), Start::kFresh, "ppo", 2).stopped);
+  std::filesystem::copy(data.path("ppo"), data.path("on3"), std::filesystem::copy_options::recursive);
+  attempt(options("ppo"), Start::kResume);
+  auto resumed = start_run(data, options("on3"), 3, {"--resume"});
+  check_success(resumed);
+  check_weights(data, "on3", "ppo", {"ppo"});
 }
 
 TEST_CASE("stages that sample and then learn are those of one process") {
