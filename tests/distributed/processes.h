@@ -51,16 +51,19 @@ class Process {
       return pointers;
     };
     const auto argv = pointers(words), envp = pointers(environment);
+    // Before the fork, so that they are there as soon as this constructor is done.
+    const int in = open("/dev/null", O_RDONLY | O_CLOEXEC), out = create(out_), err = create(err_);
     pid_ = fork();
     if (pid_ == 0) {
       // Only system calls between fork and exec.
       if (chdir(folder.path().c_str()) != 0) _exit(120);
-      dup2(open("/dev/null", O_RDONLY), 0);
-      dup2(open(out_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), 1);
-      dup2(open(err_.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0666), 2);
+      dup2(in, 0);
+      dup2(out, 1);
+      dup2(err, 2);
       execve(argv[0], argv.data(), envp.data());
       _exit(121);
     }
+    for (const int fd : {in, out, err}) close(fd);
     REQUIRE(pid_ > 0);
   }
   Process(Process&& other) noexcept
@@ -92,6 +95,12 @@ class Process {
   std::string err() const { return read_text_file(err_); }
 
  private:
+  static int create(const std::filesystem::path& file) {
+    const int fd = open(file.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    REQUIRE(fd >= 0);
+    return fd;
+  }
+
   pid_t pid_ = -1;
   int code_ = -1;
   std::filesystem::path out_, err_;
