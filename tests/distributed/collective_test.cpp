@@ -134,7 +134,8 @@ TEST_CASE("a killed rank ends all others with an error that says so") {
   if (is_without_gloo()) return;
   for (const int victim : {0, 2}) {
     const TemporaryFolder folder;
-    // Gloo mostly tells at once that a connection is closed; a send that has just begun may wait for its limit.
+    // Gloo mostly tells at once that a connection is closed; a send that has just begun may wait for its
+    // limit.
     auto processes = start(folder, "repeat", 3, 8000, free_port());
     for (Process& process : processes)
       for (int i = 0; i < 4000 && process.err().find("begun") == std::string::npos; ++i)
