@@ -186,6 +186,7 @@ void print(const WorkPackage& work, const BenchPipelineArguments& arguments, con
   out["score_s"] = median(values("time/score_s"));
   out["train_s"] = median(values("time/train_s"));
   out["learned"] = learned;
+  if (arguments.schedule != "serial") out["overlap"] = measured.values("time/overlap", 0);
   out["all_iterations_s"] = measured.values("time/iteration_s", 0);
   add_machine(out, compute);
   std::cout << out.dump() << "\n";
