@@ -229,15 +229,16 @@ TEST_CASE("a run of two processes that is stopped goes on with one and with four
 TEST_CASE("a rank that is killed in training ends the others, and the run can be resumed") {
   if (is_without_gloo()) return;
   const TinyData data;
-  const auto options =
-      data.options("killed", with({"stages=[sft]", "sft.max_steps=100000", "run.checkpoint_every=3"}, {}));
+  const auto options = data.options("killed", with({"stages=[sft]", "sft.max_steps=100000",
+                                                    "distributed.timeout_s=4", "run.checkpoint_every=3"},
+                                                   {}));
   auto processes = start_run(data, options, 3);
   const auto manifest = data.path("killed") / "checkpoints" / "sft.json";
   for (int i = 0; i < 4000 && !std::filesystem::exists(manifest); ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   processes[2].signal(SIGKILL);
   for (int r = 0; r < 2; ++r) {
-    CHECK(processes[static_cast<std::size_t>(r)].wait(20) == 1);
+    CHECK(processes[static_cast<std::size_t>(r)].wait(30) == 1);
     CHECK_THAT(processes[static_cast<std::size_t>(r)].err(), ContainsSubstring("of 3 lost rank"));
   }
   CHECK(nlohmann::json::parse(read_text_file(manifest)).at("steps").get<int>() % 3 == 0);
