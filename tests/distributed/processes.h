@@ -88,10 +88,15 @@ class Process {
     }
     return code_;
   }
-  std::string out() const { return read_text_file(out_); }
-  std::string err() const { return read_text_file(err_); }
+  /// What it has written so far; nothing before it has begun.
+  std::string out() const { return text_of(out_); }
+  std::string err() const { return text_of(err_); }
 
  private:
+  static std::string text_of(const std::filesystem::path& file) {
+    return std::filesystem::exists(file) ? read_text_file(file) : "";
+  }
+
   pid_t pid_ = -1;
   int code_ = -1;
   std::filesystem::path out_, err_;
