@@ -63,7 +63,7 @@ std::map<std::pair<std::string, std::int64_t>, nlohmann::json> read_metrics(
 // Starts the program on options in a file of their own.
 std::vector<Process> start_run(const TinyData& data, RunOptions options, int ranks,
                                const Overrides& words = {}) {
-  options.distributed.timeout_s = 15;
+  options.distributed.timeout_s = std::min(options.distributed.timeout_s, 15.0);
   const auto file = data.path(std::filesystem::path(options.run.dir).filename().string() + ".yaml");
   config::save_resolved(file, options);
   Overrides command = {RLHF_PROGRAM, "train", file.string()};
@@ -232,15 +232,16 @@ TEST_CASE("a run of two processes that is stopped goes on with one and with four
 TEST_CASE("a rank that is killed in training ends the others, and the run can be resumed") {
   if (is_without_gloo()) return;
   const TinyData data;
-  const auto options =
-      data.options("killed", with({"stages=[sft]", "sft.max_steps=100000", "run.checkpoint_every=3"}, {}));
+  const auto options = data.options("killed", with({"stages=[sft]", "sft.max_steps=100000",
+                                                    "distributed.timeout_s=4", "run.checkpoint_every=3"},
+                                                   {}));
   auto processes = start_run(data, options, 3);
   const auto manifest = data.path("killed") / "checkpoints" / "sft.json";
   for (int i = 0; i < 4000 && !std::filesystem::exists(manifest); ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   processes[2].signal(SIGKILL);
   for (int r = 0; r < 2; ++r) {
-    CHECK(processes[static_cast<std::size_t>(r)].wait() == 1);
+    CHECK(processes[static_cast<std::size_t>(r)].wait(30) == 1);
     CHECK_THAT(processes[static_cast<std::size_t>(r)].err(), ContainsSubstring("of 3 lost rank"));
   }
   CHECK(nlohmann::json::parse(read_text_file(manifest)).at("steps").get<int>() % 3 == 0);

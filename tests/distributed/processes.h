@@ -91,6 +91,7 @@ class Process {
     }
     return code_;
   }
+  /// What it has written so far.
   std::string out() const { return read_text_file(out_); }
   std::string err() const { return read_text_file(err_); }
 

@@ -41,6 +41,16 @@ void exchange(Collective& collective) {
     collective.broadcast(std::span(values), root);
     write<float>(values);
   }
+  // Each gives its slice of its own values; rank 0 hands out its values.
+  constexpr std::size_t kCount = 10007;
+  const Slice slice = slice_of(kCount, collective.rank(), collective.world_size());
+  std::vector<float> values = values_of<float>(collective.rank(), kCount), storage;
+  write<float>(gather_slices(collective, slice.of(std::span(values)), kCount, storage));
+  std::vector<float> own(slice.size());
+  scatter_slices(collective,
+                 collective.is_first() ? std::span<const float>(values) : std::span<const float>(), own,
+                 kCount);
+  write<float>(own);
   collective.barrier();
   const bool one = any_rank(collective, collective.rank() == collective.world_size() - 1);
   const bool first = first_rank_says(collective, collective.rank() != 0);
