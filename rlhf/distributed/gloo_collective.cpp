@@ -94,6 +94,15 @@ class GlooCollective : public Collective {
     }
   }
 
+  // Who is still in the last exchange waits for its answers.
+  ~GlooCollective() override {
+    if (failed_) return;
+    try {
+      for (const Message& answer : answers_) wait_send(answer);
+    } catch (const Error&) {  // it has gone; nobody is left to be told
+    }
+  }
+
   int rank() const override { return rank_; }
   int world_size() const override { return size_; }
 
@@ -137,51 +146,83 @@ class GlooCollective : public Collective {
   void barrier() override { all_gather_bytes(""); }
 
  private:
+  struct Message {
+    int peer;
+    std::unique_ptr<gloo::transport::UnboundBuffer> buffer;
+  };
+
   // Messages to and from other ranks that are under way together; buffers stay until `wait` is done.
+  //
+  // A rank that waits to receive learns at once that a connection is closed, one that waits to send may not:
+  // Gloo lets it wait for its time limit. So what is sent is acknowledged, and only then is its send waited
+  // for.
   class Exchange {
    public:
     explicit Exchange(GlooCollective& owner) : owner_(owner), slot_(owner.next_slot_++) {}
 
     void send(int peer, const void* data, std::size_t bytes) {
       if (bytes == 0) return;
-      start(peer, true, const_cast<void*>(data), bytes);
+      acknowledgements_.push_back(owner_.start_receive(peer, &owner_.acknowledgement_, 1, slot_ | kAnswer));
+      sends_.push_back(owner_.start_send(peer, data, bytes, slot_));
     }
     void receive(int peer, void* data, std::size_t bytes) {
-      if (bytes == 0) return;
-      start(peer, false, data, bytes);
+      if (bytes > 0) receives_.push_back(owner_.start_receive(peer, data, bytes, slot_));
     }
     void wait() {
-      for (Message& message : messages_) {
-        bool done = false;
-        owner_.guard(message.peer, [&] {
-          done = message.sends ? message.buffer->waitSend(owner_.timeout_)
-                               : message.buffer->waitRecv(owner_.timeout_);
-        });
-        if (!done) owner_.lost(message.peer, "aborted");
-      }
-      messages_.clear();
+      for (const Message& message : receives_) owner_.wait_receive(message);
+      std::vector<Message> answers;
+      for (const Message& message : receives_)
+        answers.push_back(owner_.start_send(message.peer, &owner_.acknowledgement_, 1, slot_ | kAnswer));
+      for (const Message& message : acknowledgements_) owner_.wait_receive(message);
+      for (const Message& message : sends_) owner_.wait_send(message);
+      for (const auto* heard : {&receives_, &acknowledgements_})
+        for (const Message& message : *heard) owner_.end_answers(message.peer);
+      for (Message& answer : answers) owner_.answers_.push_back(std::move(answer));
+      receives_.clear();
+      acknowledgements_.clear();
+      sends_.clear();
     }
 
    private:
-    struct Message {
-      int peer;
-      bool sends;
-      std::unique_ptr<gloo::transport::UnboundBuffer> buffer;
-    };
-    void start(int peer, bool sends, void* data, std::size_t bytes) {
-      owner_.guard(peer, [&] {
-        messages_.push_back({peer, sends, owner_.context_->createUnboundBuffer(data, bytes)});
-        if (sends)
-          messages_.back().buffer->send(peer, slot_);
-        else
-          messages_.back().buffer->recv(peer, slot_);
-      });
-    }
+    static constexpr std::uint64_t kAnswer = std::uint64_t{1} << 63;
 
     GlooCollective& owner_;
     std::uint64_t slot_;
-    std::vector<Message> messages_;
+    std::vector<Message> receives_, acknowledgements_, sends_;
   };
+
+  Message start_send(int peer, const void* data, std::size_t bytes, std::uint64_t slot) {
+    Message message{peer, nullptr};
+    guard(peer, [&] {
+      message.buffer = context_->createUnboundBuffer(const_cast<void*>(data), bytes);
+      message.buffer->send(peer, slot);
+    });
+    return message;
+  }
+  Message start_receive(int peer, void* data, std::size_t bytes, std::uint64_t slot) {
+    Message message{peer, nullptr};
+    guard(peer, [&] {
+      message.buffer = context_->createUnboundBuffer(data, bytes);
+      message.buffer->recv(peer, slot);
+    });
+    return message;
+  }
+  void wait_send(const Message& message) {
+    bool done = false;
+    guard(message.peer, [&] { done = message.buffer->waitSend(timeout_); });
+    if (!done) lost(message.peer, "aborted");
+  }
+  void wait_receive(const Message& message) {
+    bool done = false;
+    guard(message.peer, [&] { done = message.buffer->waitRecv(timeout_); });
+    if (!done) lost(message.peer, "aborted");
+  }
+  // A rank that has gone on to this exchange has the answers of those before it.
+  void end_answers(int peer) {
+    for (const Message& answer : answers_)
+      if (answer.peer == peer) wait_send(answer);
+    std::erase_if(answers_, [&](const Message& answer) { return answer.peer == peer; });
+  }
 
   static std::size_t at(int rank) { return static_cast<std::size_t>(rank); }
   std::size_t ranks() const { return at(size_); }
@@ -193,13 +234,14 @@ class GlooCollective : public Collective {
   }
   std::string who() const { return concat("rank ", rank_, " of ", size_); }
 
-  [[noreturn]] void lost(int peer, const std::string& what) const {
+  [[noreturn]] void lost(int peer, const std::string& what) {
+    failed_ = true;
     fail<CollectiveError>(who(), " lost rank ", peer,
                           ", which has ended, has lost another rank, or did not answer within ",
                           std::chrono::duration<double>(timeout_).count(), " s (", what, ")");
   }
   template <class Fn>
-  void guard(int peer, const Fn& fn) const {
+  void guard(int peer, const Fn& fn) {
     try {
       fn();
     } catch (const Error&) {
@@ -278,6 +320,9 @@ class GlooCollective : public Collective {
   std::chrono::milliseconds timeout_;
   std::shared_ptr<gloo::Context> context_;
   std::uint64_t next_slot_ = 1;
+  std::vector<Message> answers_;  ///< under way, of the last exchange with each rank
+  char acknowledgement_ = 1;      ///< what an answer says
+  bool failed_ = false;
   std::vector<float> floats_;
   std::vector<double> doubles_;
 };
