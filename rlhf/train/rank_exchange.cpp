@@ -35,6 +35,7 @@ class ByteReader {
   template <class T>
   void numbers(T* values, std::size_t count) {
     if (count > (bytes_.size() - at_) / sizeof(T)) fail<InternalError>("a rank has sent too few bytes");
+    if (count == 0) return;  // memcpy takes no null, not even for nothing
     std::memcpy(static_cast<void*>(values), bytes_.data() + at_, count * sizeof(T));
     at_ += count * sizeof(T);
   }

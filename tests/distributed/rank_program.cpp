@@ -14,7 +14,7 @@ namespace {
 
 template <class T>
 void write(std::span<const T> values) {
-  std::fwrite(values.data(), sizeof(T), values.size(), stdout);
+  if (!values.empty()) std::fwrite(values.data(), sizeof(T), values.size(), stdout);
 }
 
 template <class T>
