@@ -24,7 +24,9 @@ std::pair<std::string, std::string> split(const std::string& url) {
   const bool known = url.starts_with("http://") || url.starts_with("https://");
   const std::size_t host = known ? url.find("://") + 3 : 0;
   const std::size_t path = std::min(url.find('/', host), url.size());
-  if (!known || path == host || url.find_first_of(" \t\r\n#@") != std::string::npos) return {};
+  // A user before the host would be sent nowhere: tokens go by token_variable.
+  if (!known || path == host || url.find('@') < path || url.find_first_of(" \t\r\n#") != std::string::npos)
+    return {};
   return {url.substr(0, path), path == url.size() ? "/" : url.substr(path)};
 }
 

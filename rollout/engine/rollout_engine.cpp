@@ -182,12 +182,16 @@ std::optional<Sample> RolloutEngine::try_take() {
 void RolloutEngine::set_block_limit(std::int64_t limit) {
   RLHF_CHECK(limit >= 0 && limit <= cache().num_blocks(), "rollout: a block limit of ", limit,
              ", expected 0 to ", cache().num_blocks());
-  for (const auto& [from, to] : scheduler_.set_block_limit(static_cast<std::int32_t>(limit))) {
+  copy_blocks(scheduler_.set_block_limit(static_cast<std::int32_t>(limit)));
+  set_slabs(limit);
+  if (own_arena_) own_arena_->discard_free();
+}
+
+void RolloutEngine::copy_blocks(const std::vector<BlockCache::Move>& moves) {
+  for (const auto& [from, to] : moves) {
     store_.copy_block(from, to);
     if (trunk_.keeps()) trunk_.copy_block(from, to);
   }
-  set_slabs(limit);
-  if (own_arena_) own_arena_->discard_free();
 }
 
 void RolloutEngine::set_slabs(std::int64_t slabs) {
@@ -304,10 +308,7 @@ bool RolloutEngine::run_step(const DecoderWeights<float>& weights, WeightVersion
                         "; raise the limit with set_block_limit, or pause the engine");
     return !plan.expired.empty();
   }
-  for (const StepPlan::Copy& copy : plan.copies) {
-    store_.copy_block(copy.from, copy.to);
-    if (trunk_.keeps()) trunk_.copy_block(copy.from, copy.to);
-  }
+  copy_blocks(plan.copies);
   run_layers(plan, weights);
   sample_rows(weights);
   ++statistics_.steps;

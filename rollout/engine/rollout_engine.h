@@ -155,6 +155,7 @@ class RolloutEngine {
   bool accept_row(std::size_t index, const DecoderWeights<float>& weights, WeightVersion version);
   [[noreturn]] void fail_not_finite(const SampledRow& row, const DecoderWeights<float>& weights,
                                     WeightVersion version);
+  void copy_blocks(const std::vector<BlockCache::Move>& moves);
   void set_slabs(std::int64_t slabs);
 
   ModelConfig config_;

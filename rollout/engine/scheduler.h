@@ -73,9 +73,6 @@ struct DroppedSample {
 
 /// One step's work. Copies come first; then the K/V of all chunks are computed in one pass.
 struct StepPlan {
-  struct Copy {
-    std::int32_t from, to;  ///< blocks
-  };
   /// Tokens [begin, end) of a sequence. When they reach its end, the last one's logits are sampled, and those
   /// of its drafts, which follow it.
   struct Chunk {
@@ -84,7 +81,7 @@ struct StepPlan {
     bool samples() const { return end == sequence->length(); }
   };
   std::vector<DroppedSample> expired;
-  std::vector<Copy> copies;
+  std::vector<BlockCache::Move> copies;
   std::vector<Chunk> chunks;
 };
 
