@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "rlhf/cli/model_arguments.h"
 #include "rlhf/cli/verbs.h"
 #include "rlhf/core/random.h"
+#include "rlhf/kernels/accelerator.h"
 #include "rlhf/kernels/machine_rates.h"
 #include "rlhf/train/stage.h"
 
@@ -30,6 +32,7 @@ void add_rates(nlohmann::ordered_json& out, const BenchRates& rates, const Compu
 
 void add_machine(nlohmann::ordered_json& out, const Compute<float>& compute) {
   out["version"] = RLHF_VERSION;
+  if (compute.accelerator()) out["device"] = compute.accelerator()->name;
   out["cpu_isa"] = compute.table().isa;
   out["threads"] = compute.pool().num_threads();
   out["peak_rss_mb"] = static_cast<double>(peak_resident_bytes()) / 1e6;
@@ -48,6 +51,7 @@ void add_bench_model_options(CLI::App& bench, BenchModelArguments& arguments) {
   bench.add_option("--threads", arguments.threads, "0 = one per core")->check(CLI::Range(0, 1024));
   bench.add_option("--repetitions", arguments.repetitions, "Runs the median is taken of")
       ->check(CLI::Range(1, 1000));
+  add_device_option(bench, arguments.device);
 }
 
 void add_bench(CLI::App& app) {

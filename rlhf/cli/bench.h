@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "rlhf/core/ids.h"
+#include "rlhf/kernels/open_device.h"
 #include "rlhf/kernels/ops.h"
 
 namespace rlhf::cli {
@@ -22,6 +23,7 @@ struct BenchModelArguments {
   std::string model;
   std::int64_t repetitions = 5;
   int threads = 0;
+  Device device = Device::kAuto;
 };
 void add_bench_model_options(CLI::App& bench, BenchModelArguments& arguments);
 

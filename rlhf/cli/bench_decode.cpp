@@ -26,7 +26,7 @@ std::uint64_t weight_bytes(WeightFormat format, const DecoderWeights<float>& wei
 
 // Sampling at temperature 1 with end tokens ignored: fixed lengths.
 void bench_decode(const BenchDecodeArguments& arguments) {
-  LoadedModel loaded(arguments.model, arguments.threads);
+  LoadedModel loaded(arguments.model, arguments.threads, arguments.device);
   const ModelConfig& config = loaded.model.config();
   RLHF_CHECK(arguments.context + arguments.new_tokens <= config.max_positions, arguments.model,
              ": --context ", arguments.context, " and --new-tokens ", arguments.new_tokens,
@@ -63,14 +63,16 @@ void bench_decode(const BenchDecodeArguments& arguments) {
     if (s.decode_only_seconds > 0)
       decode.push_back(static_cast<double>(s.decode_only_tokens) / s.decode_only_seconds);
   }
-  nlohmann::ordered_json out = {{"bench", "decode"},
-                                {"model", arguments.model},
-                                {"batch", arguments.batch},
-                                {"context", arguments.context},
-                                {"new_tokens", arguments.new_tokens},
-                                {"weights", to_string(arguments.weights)},
-                                {"tokens_per_s", median(total)}};
-  const auto step_bytes = static_cast<double>(weight_bytes(arguments.weights, weights.get()));
+  nlohmann::ordered_json out = {
+      {"bench", "decode"},
+      {"model", arguments.model},
+      {"batch", arguments.batch},
+      {"context", arguments.context},
+      {"new_tokens", arguments.new_tokens},
+      {"weights", loaded.compute.accelerator() ? "bf16" : to_string(arguments.weights)},
+      {"tokens_per_s", median(total)}};
+  auto step_bytes = static_cast<double>(weight_bytes(arguments.weights, weights.get()));
+  if (loaded.compute.accelerator()) step_bytes /= 2;  // bf16
   out["weights_mb"] = step_bytes / 1e6;
   if (arguments.weights != WeightFormat::kFp32) out["pack_s"] = pack_seconds;
   if (!decode.empty()) out["decode_tokens_per_s"] = median(decode);

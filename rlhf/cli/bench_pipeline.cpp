@@ -7,6 +7,7 @@
 #include <set>
 
 #include "rlhf/cli/bench.h"
+#include "rlhf/cli/model_arguments.h"
 #include "rlhf/cli/prediction.h"
 #include "rlhf/cli/verbs.h"
 #include "rlhf/cli/work_package.h"
@@ -28,6 +29,7 @@ struct BenchPipelineArguments : WorkArguments {
   std::int64_t micro_batch_tokens = PpoStageOptions().max_tokens_per_micro_batch;
   int threads = 0;
   bool recompute = false;
+  Device device = Device::kAuto;
 
   std::int64_t all_iterations() const { return warmup + iterations; }
   bool groups() const { return group_size > 0; }
@@ -201,7 +203,12 @@ void bench_pipeline(BenchPipelineArguments arguments) {
   RLHF_CHECK(arguments.mini_batches <= arguments.batch, "--mini-batches ", arguments.mini_batches,
              " exceeds --batch ", arguments.batch, ": every optimizer step needs a response");
   const WorkPackage work = load_work_package(arguments.work);
+  const OpenDevice device(arguments.device);
   LanguageModel policy = LanguageModel::load(work.folder / "policy", arguments.trainable());
+  const auto place = [&](std::optional<LanguageModel>& model) {
+    if (model && device.accelerator()) model->parameters().place_on(*device.accelerator());
+  };
+  if (device.accelerator()) policy.parameters().place_on(*device.accelerator());
   check_fits(work, policy.config(), arguments.response_tokens);
   std::optional<LanguageModel> reward, value, separate_reference;
   std::optional<Parameters<float>> reference;
@@ -216,9 +223,10 @@ void bench_pipeline(BenchPipelineArguments arguments) {
       reference = policy.parameters().frozen_copy();
     }
   }
+  for (auto* model : {&reward, &value, &separate_reference}) place(*model);
 
   ThreadPool pool(arguments.threads);
-  StageContext context(Compute<float>(pool, kernels::detect_cpu_isa()));
+  StageContext context(Compute<float>(pool, kernels::detect_cpu_isa(), device.accelerator()));
   IterationMetrics measured;
   context.observer = &measured;
   context.stop = &stop_flag();
@@ -293,6 +301,7 @@ void add_bench_pipeline(CLI::App& bench) {
   verb->add_flag("--recompute", a->recompute,
                  "Training keeps the inputs of layers only, and computes the rest again");
   verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
+  add_device_option(*verb, a->device);
   verb->callback([a] { bench_pipeline(*a); });
 }
 

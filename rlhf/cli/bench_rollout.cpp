@@ -17,6 +17,7 @@ struct BenchRolloutArguments : WorkArguments {
   std::int64_t requests = 64, batch = 32, group_size = 1, repetitions = 5;
   WeightFormat weights = WeightFormat::kFp32;
   int threads = 0;
+  Device device = Device::kAuto;
 };
 
 GenerationRequest request_of(const WorkPackage& work, const BenchRolloutArguments& arguments,
@@ -34,7 +35,7 @@ GenerationRequest request_of(const WorkPackage& work, const BenchRolloutArgument
 // Responses of a work package through as many slots as decode at once.
 void bench_rollout(const BenchRolloutArguments& arguments) {
   const WorkPackage work = load_work_package(arguments.work);
-  const LoadedModel loaded((work.folder / "policy").string(), arguments.threads);
+  const LoadedModel loaded((work.folder / "policy").string(), arguments.threads, arguments.device);
   const ModelConfig& config = loaded.model.config();
   check_fits(work, config, arguments.response_tokens);
   const GenerationWeights weights(arguments.weights, loaded);
@@ -87,6 +88,7 @@ void add_bench_rollout(CLI::App& bench) {
   verb->add_option("--repetitions", a->repetitions, "Runs the median is taken of")
       ->check(CLI::Range(1, 1000));
   verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
+  add_device_option(*verb, a->device);
   add_weights_option(*verb, a->weights);
   verb->callback([a] { bench_rollout(*a); });
 }

@@ -56,8 +56,10 @@ TrainedSequences work_sequences(const BenchTrainArguments& arguments, const Mode
 // One optimizer step on packed sequences.
 void bench_train(const BenchTrainArguments& arguments) {
   ThreadPool pool(arguments.threads);
-  const Compute<float> compute(pool, kernels::detect_cpu_isa());
+  const OpenDevice device(arguments.device);
+  const Compute<float> compute(pool, kernels::detect_cpu_isa(), device.accelerator());
   LanguageModel model = LanguageModel::load(arguments.model, {});
+  if (device.accelerator()) model.parameters().place_on(*device.accelerator());
   const ModelConfig& config = model.config();
   const TrainedSequences trained =
       arguments.work.empty() ? random_sequences(arguments, config) : work_sequences(arguments, config);
@@ -74,7 +76,7 @@ void bench_train(const BenchTrainArguments& arguments) {
   std::vector<float> logprobs(targets.size()),
       gradient(targets.size(), -1.0f / static_cast<float>(targets.size()));
   SequencePass<float> pass(config, compute, arguments.recompute ? Recompute::kLayers : Recompute::kNone);
-  Optimizer<float> optimizer({}, model.parameters().trainable().size());
+  Optimizer<float> optimizer({}, model.parameters().num_trainable());
   std::vector<double> step, forward, backward, update;
   double flops = 0;
   for (std::int64_t r = 0; r <= arguments.repetitions; ++r) {
@@ -85,9 +87,11 @@ void bench_train(const BenchTrainArguments& arguments) {
     const double f = watch.lap();
     pass.token_logprobs_backward(model.parameters().weights(), targets, 1, gradient, {});
     pass.backward(model.parameters().weights(), rows);
+    if (device.accelerator()) device.accelerator()->memory->synchronize();
     const double b = watch.lap();
     flops = pass.matmul_flops() - flops_before;
     optimizer.step(compute, model.parameters(), 1e-6);
+    if (device.accelerator()) device.accelerator()->memory->synchronize();
     const double u = watch.lap();
     if (r == 0) continue;  // page faults of the first pass
     forward.push_back(f);
@@ -102,7 +106,7 @@ void bench_train(const BenchTrainArguments& arguments) {
                                 {"rows", rows.rows().size()},
                                 {"targets", targets.size()},
                                 {"recompute", arguments.recompute},
-                                {"weights", "fp32"},
+                                {"weights", device.accelerator() ? "bf16" : "fp32"},
                                 {"tokens_per_s", tokens / median(step)},
                                 {"forward_s", median(forward)},
                                 {"backward_s", median(backward)},

@@ -26,11 +26,13 @@ void evaluate_model(const EvalArguments& arguments) {
                 " makes a new model, which knows nothing yet: name a trained one with --model");
   TrainableOptions frozen;
   frozen.mode = TrainableMode::kNone;
-  const LanguageModel model =
+  const OpenDevice device(options.device);
+  LanguageModel model =
       LanguageModel::load(arguments.model.empty() ? options.model.path : arguments.model, frozen);
   const TaskData data = build_task(options, model);
   ThreadPool pool(static_cast<int>(options.threads));
-  StageContext context(Compute<float>(pool, kernels::detect_cpu_isa()));
+  if (device.accelerator()) model.parameters().place_on(*device.accelerator());
+  StageContext context(Compute<float>(pool, kernels::detect_cpu_isa(), device.accelerator()));
   RunObserver silent;
   context.observer = &silent;
   RolloutOptions rollout = options.rollout;

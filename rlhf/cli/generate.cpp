@@ -22,6 +22,7 @@ struct GenerateArguments {
   WeightFormat weights = WeightFormat::kFp32;
   bool statistics = false;
   int threads = 0;
+  Device device = Device::kAuto;
   double min_p = -1;
   bool ignore_eos = false;
   std::vector<TokenId> stop_token_ids;
@@ -182,7 +183,7 @@ nlohmann::ordered_json line_of(const GenerationStatistics& statistics) {
 }
 
 void generate(const GenerateArguments& arguments) {
-  LoadedModel loaded(arguments.model, arguments.threads);
+  LoadedModel loaded(arguments.model, arguments.threads, arguments.device);
   const LanguageModel& model = loaded.model;
   const Answerer answerer = make_answerer(arguments.environment, model);
   const std::vector<GenerationRequest> requests = read_requests(arguments, model, answerer);
@@ -270,6 +271,7 @@ void add_generate(CLI::App& app) {
       "YAML file with tools or a user that answer the responses' turns (docs/design/environments.md); "
       "lines may have user_turns");
   verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
+  add_device_option(*verb, a->device);
   verb->callback([a] { generate(*a); });
 }
 

@@ -4,7 +4,9 @@
 #include <optional>
 #include <string>
 
+#include "rlhf/core/error.h"
 #include "rlhf/core/thread_pool.h"
+#include "rlhf/kernels/open_device.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/model/rollout_weights.h"
 #include "rlhf/train/language_model.h"
@@ -13,12 +15,18 @@ namespace rlhf::cli {
 
 /// A model loaded for reading only, with threads to compute on.
 struct LoadedModel {
+  OpenDevice device;
   ThreadPool pool;
   Compute<float> compute;
   LanguageModel model;
 
-  LoadedModel(const std::string& path, int threads)
-      : pool(threads), compute(pool, kernels::detect_cpu_isa()), model(LanguageModel::load(path, frozen())) {}
+  LoadedModel(const std::string& path, int threads, Device wanted = Device::kCpu)
+      : device(wanted),
+        pool(threads),
+        compute(pool, kernels::detect_cpu_isa(), device.accelerator()),
+        model(LanguageModel::load(path, frozen())) {
+    if (device.accelerator()) model.parameters().place_on(*device.accelerator());
+  }
 
  private:
   static TrainableOptions frozen() {
@@ -33,6 +41,8 @@ class GenerationWeights {
  public:
   GenerationWeights(WeightFormat format, const LoadedModel& loaded)
       : source_(loaded.model.parameters().weights()) {
+    RLHF_CHECK(format == WeightFormat::kFp32 || !loaded.compute.accelerator(), "--weights ",
+               to_string(format), " is for the CPU; elsewhere all weights are bf16: give --device cpu");
     if (format != WeightFormat::kFp32) packed_.emplace(format, source_, source_, loaded.compute);
   }
   const DecoderWeights<float>& get() const { return packed_ ? packed_->weights() : source_; }
@@ -41,6 +51,17 @@ class GenerationWeights {
   const DecoderWeights<float>& source_;
   std::optional<RolloutWeights> packed_;
 };
+
+/// --device auto|cpu|cuda.
+inline void add_device_option(CLI::App& verb, Device& device) {
+  const auto set = [&device](const std::string& name) {
+    device = name == "cpu" ? Device::kCpu : name == "cuda" ? Device::kCuda : Device::kAuto;
+  };
+  verb.add_option_function<std::string>("--device", set,
+                                        "Where the model runs: a GPU where there is one (auto), cpu, cuda")
+      ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
+      ->default_str("auto");
+}
 
 /// --weights fp32|bf16|int8.
 inline void add_weights_option(CLI::App& verb, WeightFormat& weights) {

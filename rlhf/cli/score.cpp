@@ -16,6 +16,7 @@ struct ScoreArguments {
   double temperature = 1;
   bool entropy = false;
   int threads = 0;
+  Device device = Device::kAuto;
   std::int64_t max_tokens_per_pass = 1024;
 };
 
@@ -56,7 +57,7 @@ std::vector<nlohmann::json> score_pass(Pass& pass, const LoadedModel& loaded,
 }
 
 void score(const ScoreArguments& arguments) {
-  LoadedModel loaded(arguments.model, arguments.threads);
+  LoadedModel loaded(arguments.model, arguments.threads, arguments.device);
   std::vector<std::vector<TokenId>> sequences;
   for_each_json_line(arguments.input, [&](std::int64_t number, const nlohmann::json& line) {
     const std::string where = concat(arguments.input, ":", number);
@@ -101,6 +102,7 @@ void add_score(CLI::App& app) {
   verb->add_option("--max-tokens-per-pass", a->max_tokens_per_pass, "Tokens of one forward pass")
       ->check(CLI::Range(1, 1 << 24));
   verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
+  add_device_option(*verb, a->device);
   verb->callback([a] { score(*a); });
 }
 

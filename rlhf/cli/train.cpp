@@ -10,7 +10,7 @@
 #include "rlhf/cli/verbs.h"
 #include "rlhf/config/reader.h"
 #include "rlhf/distributed/gloo_collective.h"
-#include "rlhf/kernels/cuda_device.h"
+#include "rlhf/kernels/open_device.h"
 #include "rlhf/train/run_directory.h"
 
 namespace rlhf::cli {
@@ -40,14 +40,6 @@ std::string quoted(const std::string& word) {
   std::string out = "'";
   for (char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
   return out + "'";
-}
-
-// What `device: auto` became, and why.
-void say_device(Device wanted) {
-  if (wanted != Device::kAuto) return;
-  const CudaStatus gpu = cuda_status();
-  std::cerr << "device: cpu (" << (gpu.usable ? "runs on a GPU are not there yet; found " : "") << gpu.text
-            << ")\n";
 }
 
 // The processes that a launcher has started as one run.
@@ -95,11 +87,13 @@ void train(const TrainArguments& arguments) {
   settings.fingerprint = fingerprint_of(options);
   settings.collective = collective.get();
   settings.ranks_here = ranks_on_this_machine(*collective);
+  const OpenDevice device(collective->world_size() > 1 ? Device::kCpu : options.device);
+  settings.accelerator = device.accelerator();
   catch_interrupts();
   if (!collective->is_first()) return follow(options, settings);
   RunDirectory directory(options, start, progress_options(),
                          [](std::string_view text) { std::cerr << text << std::flush; });
-  say_device(options.device);
+  std::cerr << "device: " << device.text() << "\n";
   Pipeline pipeline(with_own_threads(options, settings.ranks_here), settings, directory);
   try {
     const RunReport report = pipeline.run();

@@ -19,7 +19,8 @@ struct CudaStatus {
 /// Looks for GPU number `index`. Never throws; every error of the driver counts as "not usable".
 CudaStatus cuda_status(int index = 0);
 
-/// One GPU: memory, and the stream that kernels and copies are queued in. Used by one thread at a time. A
+/// One GPU: memory, and the stream that kernels and copies are queued in, in the order of the calls from any
+/// thread. A recording is a CUDA graph. A
 /// fault of the GPU is sticky: every later call throws an Error with the first message.
 class CudaDevice : public DeviceMemory {
  public:

@@ -21,8 +21,9 @@ class DeviceOps {
   explicit DeviceOps(Compute<T> compute,
                      DeviceMemory* buffers = nullptr) requires(!std::is_same_v<T, Bfloat16>)
       : kernels_(&kernels::cpu_device_kernels<T>()), buffers_(buffers), compute_(compute) {}
-  DeviceOps(const kernels::DeviceKernels<T>& kernels, DeviceMemory& memory)
-      : kernels_(&kernels), memory_(&memory), buffers_(&memory) {}
+  /// @param buffers where large buffers come from, on the same device; null = `memory`
+  DeviceOps(const kernels::DeviceKernels<T>& kernels, DeviceMemory& memory, DeviceMemory* buffers = nullptr)
+      : kernels_(&kernels), memory_(&memory), buffers_(buffers ? buffers : &memory) {}
 
   /// Null on the CPU.
   DeviceMemory* memory() const { return memory_; }
@@ -33,6 +34,9 @@ class DeviceOps {
 
   void linear(const kernels::LinearArgs<T>& args, std::int64_t M, std::int64_t N) {
     kernels_->linear(args, M, N, queue());
+  }
+  void linear_wide(const kernels::LinearArgs<T, Wide<T>>& args, std::int64_t M, std::int64_t N) {
+    kernels_->linear_wide(args, M, N, queue());
   }
   void gemm(const kernels::GemmArgs<T>& args) { kernels_->gemm(args, queue()); }
   void gemm_wide(const kernels::GemmArgs<T, Wide<T>>& args) { kernels_->gemm_wide(args, queue()); }
@@ -65,6 +69,17 @@ class DeviceOps {
   void attention_grad(const kernels::PassAttentionGradArgs<T>& args, const kernels::PassRows& rows) {
     kernels_->attention_grad(args, rows, queue());
   }
+  void gather_rows(T* to, const T* from, const std::int64_t* index, std::int64_t rows, std::int64_t D) {
+    kernels_->gather_rows(to, from, index, rows, D, queue());
+  }
+  void logits(const kernels::LogitsArgs<T>& args, std::int64_t rows) {
+    kernels_->logits(args, rows, queue());
+  }
+  void logits_grad(const kernels::LogitsArgs<T>& args, std::int64_t rows) {
+    kernels_->logits_grad(args, rows, queue());
+  }
+  void draw(const kernels::DrawArgs<T>& args, std::int64_t rows) { kernels_->draw(args, rows, queue()); }
+  void narrow(T* to, const Wide<T>* from, std::int64_t n) { kernels_->narrow(to, from, n, queue()); }
 
   /// Copies n elements inside the device.
   void copy(T* to, const T* from, std::int64_t n) {
@@ -72,6 +87,13 @@ class DeviceOps {
       memory_->copy(to, from, static_cast<std::size_t>(n) * sizeof(T));
     else
       std::copy_n(from, n, to);
+  }
+  /// Copies from the device to the process's memory; waits for all that is queued.
+  void download(void* to, const void* from, std::size_t bytes) {
+    if (memory_)
+      memory_->download(to, from, bytes);
+    else
+      std::memcpy(to, from, bytes);
   }
   /// Copies from the process's memory to the device.
   void upload(void* to, const void* from, std::size_t bytes) {

@@ -4,7 +4,10 @@
 #include <atomic>
 #include <chrono>
 #include <numeric>
+#include <vector>
 
+#include "rlhf/core/random.h"
+#include "rlhf/kernels/accelerator.h"
 #include "rlhf/tensor/buffer.h"
 
 namespace rlhf {
@@ -22,9 +25,46 @@ double shortest(int passes, const Work& work) {
   return best;
 }
 
+// Random numbers: a GPU multiplies zeros and ones faster.
+template <class T>
+std::vector<T> random_values(std::size_t count) {
+  RandomStream random(1);
+  std::vector<T> values(count);
+  for (T& value : values) value = from_float<T>(static_cast<float>(random.uniform() - 0.5));
+  return values;
+}
+
+double accelerator_flops_per_s(const Accelerator& accelerator) {
+  if (accelerator.flops_per_s > 0) return accelerator.flops_per_s;
+  constexpr std::int64_t kSize = 4096, kRepeats = 10;
+  DeviceMemory& memory = *accelerator.memory;
+  const std::vector<Bfloat16> values = random_values<Bfloat16>(kSize * kSize);
+  DeviceBuffer<Bfloat16> x(memory, values), w(memory, values), y(memory, values.size());
+  const double seconds = shortest(4, [&] {
+    for (std::int64_t i = 0; i < kRepeats; ++i)
+      accelerator.kernels->linear({x.data(), kSize, w.data(), nullptr, y.data(), kSize, kSize, false}, kSize,
+                                  kSize, memory.queue());
+    memory.synchronize();
+  });
+  return 2.0 * kSize * kSize * kSize * kRepeats / seconds;
+}
+
+// By copying inside the device, which reads and writes.
+double accelerator_bytes_per_s(const Accelerator& accelerator) {
+  constexpr std::size_t kBytes = std::size_t{1} << 30;
+  DeviceMemory& memory = *accelerator.memory;
+  DeviceBuffer<std::byte> from(memory, kBytes), to(memory, kBytes);
+  const double seconds = shortest(6, [&] {
+    memory.copy(to.data(), from.data(), kBytes);
+    memory.synchronize();
+  });
+  return 2.0 * static_cast<double>(kBytes) / seconds;
+}
+
 }  // namespace
 
 double product_flops_per_s(const Compute<float>& compute) {
+  if (compute.accelerator()) return accelerator_flops_per_s(*compute.accelerator());
   constexpr std::int64_t M = 512, N = 1024, K = 1024;
   Buffer<float> x(M * K), w(N * K), y(M * N);
   std::fill(x.begin(), x.end(), 1.0f);
@@ -36,6 +76,7 @@ double product_flops_per_s(const Compute<float>& compute) {
 }
 
 double read_bytes_per_s(const Compute<float>& compute) {
+  if (compute.accelerator()) return accelerator_bytes_per_s(*compute.accelerator());
   constexpr std::int64_t kCount = std::int64_t{1} << 25, kPiece = std::int64_t{1} << 17;
   constexpr int kSums = 16;
   Buffer<std::uint64_t> memory(static_cast<std::size_t>(kCount));

@@ -10,16 +10,23 @@
 
 namespace rlhf {
 
+struct Accelerator;
+
 /// Runs kernels over a thread pool. Cheap to copy; the pool must outlive it. One lane of the scheduler owns
-/// one. Results do not depend on the number of threads: every output element is computed by one thread in a
-/// fixed order.
+/// one. Where it carries an accelerator, models run there, and the pool does what stays on the host. Results
+/// do not depend on the number of threads: every output element is computed by one thread in a fixed order.
 template <class T>
 class Compute {
  public:
-  Compute(ThreadPool& pool, kernels::CpuIsa isa)
-      : pool_(&pool), kernels_(&kernels::kernels_for<T>(isa)), packed_(&kernels::packed_kernels_for(isa)) {}
+  /// @param accelerator null = models run on the CPU; else it must outlive this
+  Compute(ThreadPool& pool, kernels::CpuIsa isa, const Accelerator* accelerator = nullptr)
+      : pool_(&pool),
+        kernels_(&kernels::kernels_for<T>(isa)),
+        packed_(&kernels::packed_kernels_for(isa)),
+        accelerator_(accelerator) {}
 
   ThreadPool& pool() const { return *pool_; }
+  const Accelerator* accelerator() const { return accelerator_; }
   const kernels::Kernels<T>& table() const { return *kernels_; }
   const kernels::PackedKernels& packed_table() const { return *packed_; }
 
@@ -53,6 +60,7 @@ class Compute {
   ThreadPool* pool_;
   const kernels::Kernels<T>* kernels_;
   const kernels::PackedKernels* packed_;
+  const Accelerator* accelerator_;
 };
 
 }  // namespace rlhf

@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "rlhf/core/error.h"
+#include "rlhf/tensor/arena.h"
 
 namespace rlhf {
 
@@ -25,14 +26,14 @@ KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, std::int
       v_(static_cast<std::size_t>(layer_stride_ * num_layers), memory) {}
 
 template <class T>
-KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, T* first, std::int64_t stride,
+KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, const Arena& arena,
                     DeviceMemory* memory)
     : kv_elements_(config.kv_width() * kBlockTokens),
-      block_stride_(stride),
+      block_stride_(-static_cast<std::int64_t>(arena.layout().slab_bytes() / sizeof(T))),  // slabs go down
       layer_stride_(2 * kv_elements_),
       num_layers_(num_layers),
       memory_(memory),
-      in_slabs_(first) {}
+      in_slabs_(static_cast<T*>(arena.first_slab())) {}
 
 template <class T>
 std::size_t KvStore<T>::block_bytes(const ModelConfig& config, std::int64_t num_layers) {
@@ -125,6 +126,15 @@ std::size_t DecoderRunner<T>::scratch_bytes() const {
 }
 
 template <class T>
+std::vector<const void*> DecoderRunner<T>::scratch_addresses() const {
+  std::vector<const void*> addresses = {cos_.data(), sin_.data()};
+  for (const auto* b : scratch_of(*this)) addresses.push_back(b->data());
+  for (const auto* b : wide_scratch_of(*this)) addresses.push_back(b->data());
+  if (device_rows_) addresses.push_back(device_rows_->view().tokens);
+  return addresses;
+}
+
+template <class T>
 void DecoderRunner<T>::release_scratch() {
   for (auto* b : scratch_of(*this)) *b = Buffer<T>(0, ops_.buffers());
   for (auto* b : wide_scratch_of(*this)) *b = Buffer<Wide<T>>(0, ops_.buffers());
@@ -132,9 +142,12 @@ void DecoderRunner<T>::release_scratch() {
 }
 
 template <class T>
-kernels::PassRows DecoderRunner<T>::place(const Rows& rows) {
+kernels::PassRows DecoderRunner<T>::place(const Rows& rows, Upload upload) {
   if (!ops_.memory()) return rows.view();
-  return device_rows_.emplace(*ops_.memory(), rows).view();
+  if (!device_rows_) device_rows_.emplace(*ops_.memory());
+  if (upload == Upload::kUnlessThere && placed_rows_ == &rows) return device_rows_->view();
+  placed_rows_ = &rows;
+  return device_rows_->place(rows);
 }
 
 template <class T>
@@ -276,7 +289,7 @@ void DecoderRunner<T>::count_attention(const std::vector<std::int32_t>& position
 }
 
 template <class T>
-void DecoderRunner<T>::embed(const DecoderWeights<T>& weights, const Rows& rows, T* x) {
+void DecoderRunner<T>::embed(const DecoderWeights<T>& weights, const Rows& rows, T* x, Upload upload) {
   for (std::int64_t t = 0; t < rows.size(); ++t) {
     const TokenId token = rows.tokens[static_cast<std::size_t>(t)];
     const std::int64_t position = rows.positions[static_cast<std::size_t>(t)];
@@ -286,7 +299,25 @@ void DecoderRunner<T>::embed(const DecoderWeights<T>& weights, const Rows& rows,
                config_.max_positions, " tokens");
   }
   ops_.embed({weights.embedding, weights.positions, x, config_.hidden_size, config_.embedding_scale},
-             place(rows));
+             place(rows, upload));
+}
+
+template <class T>
+void DecoderRunner<T>::upload(const Rows& rows, std::int64_t max_keys) {
+  place(rows, Upload::kAlways);
+  device_rows_->reach(max_keys);
+  grow_rope_table(device_rows_->view().max_keys);
+}
+
+template <class T>
+void DecoderRunner<T>::count_layers(const DecoderWeights<T>& weights, const Rows& rows) {
+  for (const LayerWeights<T>& layer : weights.layers)
+    for (const LinearWeights<T>* w : {&layer.qkv, &layer.out, &layer.gate_up, &layer.down}) {
+      count_products(rows.size(), w->N * w->K);
+      for (const LoraWeights<T>& adapter : w->adapters)
+        count_products(rows.size(), adapter.rank * (w->K + adapter.num_rows));
+    }
+  count_attention(rows.positions, 0, config_.num_layers, 2);
 }
 
 template <class T>
@@ -376,7 +407,7 @@ void DecoderRunner<T>::forward_layers(const DecoderWeights<T>& weights, const Ro
                                       std::int64_t last, KvStore<T>& store, std::int64_t store_base, T* x,
                                       std::vector<LayerActivations<T>>* activations) {
   if (rows.size() == 0) return;
-  const kernels::PassRows view = place(rows);
+  const kernels::PassRows view = place(rows, Upload::kUnlessThere);
   grow_rope_table(view.max_keys);
   count_attention(rows.positions, first, last, 2);
   while (activations && static_cast<std::int64_t>(activations->size()) < last - first)

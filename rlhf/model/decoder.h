@@ -15,6 +15,8 @@
 
 namespace rlhf {
 
+class Arena;
+
 /// K and V of all layers in blocks of kernels::kBlockTokens tokens. One layer's K (and V) is
 /// [num_blocks][G][H][block] ([G][block][H] for V). Decoding keeps it across steps, training for one
 /// micro-batch.
@@ -26,10 +28,9 @@ class KvStore {
   /// @param memory of the device that reads it; null = the process's own
   KvStore(const ModelConfig& config, std::int64_t num_layers, std::int64_t num_blocks,
           DeviceMemory* memory = nullptr);
-  /// A store in slabs of somebody else's: one a block, K and V of all layers together.
-  /// @param first slab of block 0; that of block i is i * `stride` elements further
-  KvStore(const ModelConfig& config, std::int64_t num_layers, T* first, std::int64_t stride,
-          DeviceMemory* memory);
+  /// A store in an arena's slabs: one a block, K and V of all layers together at its beginning.
+  /// @param memory of the device that the arena lies on; null = the process's own
+  KvStore(const ModelConfig& config, std::int64_t num_layers, const Arena& arena, DeviceMemory* memory);
 
   T* k(std::int64_t layer) { return (in_slabs_ ? in_slabs_ : k_.data()) + layer * layer_stride_; }
   T* v(std::int64_t layer) {
@@ -53,6 +54,14 @@ class KvStore {
   T* in_slabs_ = nullptr;
   Buffer<T> k_, v_;
 };
+
+/// Rows with equal keys: those of keys[s] are order[offsets[s]] .. order[offsets[s + 1]).
+struct RowGroups {
+  std::vector<std::int32_t> keys;
+  std::vector<std::int64_t> offsets, order;
+};
+/// @param without rows with this key are left out
+RowGroups group_rows(const std::vector<std::int32_t>& keys, std::optional<std::int32_t> without = {});
 
 /// What the backward pass of one layer needs.
 template <class T>
@@ -81,8 +90,13 @@ class DecoderRunner {
   /// On the CPU only.
   const Compute<T>& compute() const { return ops_.compute(); }
 
-  /// Writes token (+ position) embeddings of all rows to x[T, D].
-  void embed(const DecoderWeights<T>& weights, const Rows& rows, T* x);
+  /// Writes token (+ position) embeddings of all rows to x[T, D]. On a device other than the CPU it also
+  /// uploads the rows, unless that has been done: there it comes first for every new content of `rows`.
+  enum class Upload { kAlways, kUnlessThere };
+  void embed(const DecoderWeights<T>& weights, const Rows& rows, T* x, Upload upload = Upload::kAlways);
+  /// Uploads rows of a pass that may be recorded, on a device other than the CPU.
+  /// @param max_keys kernels are queued as if the longest row saw so many keys, or more where one does
+  void upload(const Rows& rows, std::int64_t max_keys);
   /// Runs layers [first, last) on x[T, D] in place, with K/V in store layers [first - store_base, ...). When
   /// `activations` is given, layer l keeps what backward needs in activations[l - first].
   void forward_layers(const DecoderWeights<T>& weights, const Rows& rows, std::int64_t first,
@@ -97,14 +111,25 @@ class DecoderRunner {
                        std::int64_t last, KvStore<T>& store, std::int64_t store_base, T* dx,
                        std::vector<LayerActivations<T>>& activations);
   void backward_embed(const DecoderWeights<T>& weights, const Rows& rows, const T* dx);
+  /// table[groups.keys[s]] += scale * the sum of the group's rows [., D].
+  void add_to_table(Wide<T>* table, double scale, const RowGroups& groups, const T* rows);
 
   /// Floating-point operations of the matrix products and of attention so far, two a multiply-add, by their
   /// definition: what a kernel computes beyond it (masked keys of a tile) is left out, what a caller computes
   /// twice is in.
   double matmul_flops() const { return matmul_flops_; }
 
+  /// Counts what forward_layers over all layers computes, for a pass that was recorded.
+  void count_layers(const DecoderWeights<T>& weights, const Rows& rows);
+  /// Counts `products` products with the head's weights that its caller has computed.
+  void count_head(const DecoderWeights<T>& weights, std::int64_t rows, int products) {
+    count_products(rows, products * weights.head.N * weights.head.K);
+  }
+
   /// Bytes of scratch memory: what the largest call so far has needed.
   std::size_t scratch_bytes() const;
+  /// Where the scratch memory lies: a recorded pass can be replayed while that is the same.
+  std::vector<const void*> scratch_addresses() const;
   /// Gives the scratch memory back; the next call makes it again.
   void release_scratch();
 
@@ -165,8 +190,8 @@ class DecoderRunner {
   static auto wide_scratch_of(Self& self) {
     return std::vector{&self.workspace_, &self.dk_, &self.dv_, &self.drow_rstd_};
   }
-  /// Brings rows to the device; valid until the next call.
-  kernels::PassRows place(const Rows& rows);
+  /// Brings rows to the device; valid until the next call with other rows.
+  kernels::PassRows place(const Rows& rows, Upload upload);
 
   ModelConfig config_;
   DeviceOps<T> ops_;
@@ -176,6 +201,9 @@ class DecoderRunner {
   Buffer<T> dqkv_, dattention_, dhidden_, dgate_up_, dnormed_, drow_;
   QuantisedRows quantised_;  ///< of products with int8 weights
   std::optional<DeviceRows> device_rows_;
+  const Rows* placed_rows_ = nullptr;  ///< in device_rows_
+  std::optional<DeviceBlockUses> device_uses_;
+  std::optional<Staging> row_groups_;
   double matmul_flops_ = 0;
 };
 

@@ -7,13 +7,6 @@
 #include "rlhf/model/decoder.h"
 
 namespace rlhf {
-namespace {
-
-// Rows with equal keys: those of keys[s] are order[offsets[s]] .. order[offsets[s + 1]).
-struct RowGroups {
-  std::vector<std::int32_t> keys;
-  std::vector<std::int64_t> offsets, order;
-};
 
 RowGroups group_rows(const std::vector<std::int32_t>& keys, std::optional<std::int32_t> without) {
   RowGroups groups;
@@ -30,7 +23,21 @@ RowGroups group_rows(const std::vector<std::int32_t>& keys, std::optional<std::i
   return groups;
 }
 
-}  // namespace
+template <class T>
+void DecoderRunner<T>::add_to_table(Wide<T>* table, double scale, const RowGroups& groups, const T* rows) {
+  const auto add = [&](const std::int32_t* keys, const std::int64_t* offsets, const std::int64_t* order) {
+    ops_.embed_grad({rows, table, config_.hidden_size, scale, static_cast<std::int64_t>(groups.keys.size()),
+                     keys, offsets, order});
+  };
+  if (!ops_.memory()) return add(groups.keys.data(), groups.offsets.data(), groups.order.data());
+  if (!row_groups_) row_groups_.emplace(*ops_.memory());
+  row_groups_->clear();
+  const auto keys = row_groups_->add(groups.keys);
+  const auto offsets = row_groups_->add(groups.offsets), order = row_groups_->add(groups.order);
+  row_groups_->reserve();
+  row_groups_->upload();
+  add(row_groups_->device(keys), row_groups_->device(offsets), row_groups_->device(order));
+}
 
 template <class T>
 void DecoderRunner<T>::mlp_backward(const LayerWeights<T>& layer, std::int64_t rows, T* dx,
@@ -115,9 +122,9 @@ void DecoderRunner<T>::backward_layers(const DecoderWeights<T>& weights, const P
                                        std::int64_t first, std::int64_t last, KvStore<T>& store,
                                        std::int64_t store_base, T* dx,
                                        std::vector<LayerActivations<T>>& activations) {
-  const std::optional<DeviceBlockUses> device_uses =
-      ops_.memory() ? std::optional<DeviceBlockUses>(std::in_place, *ops_.memory(), packed) : std::nullopt;
-  const BackwardRows rows{place(packed.rows()), device_uses ? device_uses->view() : packed.block_uses(),
+  if (ops_.memory() && !device_uses_) device_uses_.emplace(*ops_.memory());
+  const BackwardRows rows{place(packed.rows(), Upload::kUnlessThere),
+                          device_uses_ ? device_uses_->place(packed) : packed.block_uses(),
                           packed.row_trees()};
   count_attention(packed.rows().positions, first, last, 5);
   for (std::int64_t l = last - 1; l >= first; --l) {
@@ -134,14 +141,8 @@ void DecoderRunner<T>::backward_embed(const DecoderWeights<T>& weights, const Ro
   if (!weights.dembedding && !weights.dpositions) return;
   const RowGroups tokens = group_rows(rows.tokens, config_.fixed_embedding),
                   positions = group_rows(rows.positions, {});
-  HostMemory host(nullptr);
-  DeviceMemory& memory = ops_.memory() ? *ops_.memory() : host;
   const auto add = [&](Wide<T>* table, double scale, const RowGroups& groups) {
-    if (!table) return;
-    const DeviceBuffer<std::int32_t> keys(memory, groups.keys);
-    const DeviceBuffer<std::int64_t> offsets(memory, groups.offsets), order(memory, groups.order);
-    ops_.embed_grad({dx, table, config_.hidden_size, scale, static_cast<std::int64_t>(groups.keys.size()),
-                     keys.data(), offsets.data(), order.data()});
+    if (table) add_to_table(table, scale, groups, dx);
   };
   add(weights.dembedding, config_.embedding_scale, tokens);
   add(weights.dpositions, 1, positions);
@@ -153,7 +154,8 @@ void DecoderRunner<T>::backward_embed(const DecoderWeights<T>& weights, const Ro
   template void DecoderRunner<T>::backward_layers(const DecoderWeights<T>&, const PackedRows&, std::int64_t, \
                                                   std::int64_t, KvStore<T>&, std::int64_t, T*,               \
                                                   std::vector<LayerActivations<T>>&);                        \
-  template void DecoderRunner<T>::backward_embed(const DecoderWeights<T>&, const Rows&, const T*);
+  template void DecoderRunner<T>::backward_embed(const DecoderWeights<T>&, const Rows&, const T*);           \
+  template void DecoderRunner<T>::add_to_table(Wide<T>*, double, const RowGroups&, const T*);
 RLHF_INSTANTIATE(float)
 RLHF_INSTANTIATE(double)
 RLHF_INSTANTIATE(Bfloat16)

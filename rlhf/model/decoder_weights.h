@@ -11,6 +11,7 @@
 namespace rlhf {
 
 class PackedMatrix;
+class ResidentWeights;
 
 /// A low-rank adapter (Hu et al. 2021, LoRA) on a range of output rows: y[rows] += scale * B (A x).
 template <class T>
@@ -66,6 +67,8 @@ struct DecoderWeights {
   LinearWeights<T> head;  ///< language-model head [V, D] (the embedding when tied) or scalar head [1, D]
   std::int64_t first_trainable_layer = 0;  ///< layers before it need no backward; num_layers when none does
   bool embedding_trainable = false;
+  /// The same weights on a device: what passes read that run there. Null = none are there.
+  ResidentWeights* resident = nullptr;
 };
 
 }  // namespace rlhf

@@ -1,9 +1,10 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "rlhf/model/packed_rows.h"
-#include "rlhf/tensor/device_memory.h"
+#include "rlhf/tensor/staging.h"
 
 namespace rlhf {
 
@@ -11,28 +12,31 @@ namespace rlhf {
 /// reads them.
 class DeviceRows {
  public:
-  DeviceRows(DeviceMemory& memory, const Rows& rows);
+  explicit DeviceRows(DeviceMemory& memory) : staging_(memory) {}
+  DeviceRows(DeviceMemory& memory, const Rows& rows) : DeviceRows(memory) { place(rows); }
 
+  /// Uploads the rows; what was placed before is overwritten behind what is queued.
+  const kernels::PassRows& place(const Rows& rows);
   const kernels::PassRows& view() const { return view_; }
+  /// Raises the number of keys that kernels are queued for.
+  void reach(std::int64_t max_keys) { view_.max_keys = std::max(view_.max_keys, max_keys); }
 
  private:
-  DeviceBuffer<TokenId> tokens_;
-  DeviceBuffer<std::int32_t> positions_, blocks_, copies_;
-  DeviceBuffer<const std::int32_t*> tables_;
-  DeviceBuffer<std::size_t> copy_offsets_;
+  Staging staging_;
   kernels::PassRows view_;
 };
 
 /// Which rows see which block, in a device's memory.
 class DeviceBlockUses {
  public:
-  DeviceBlockUses(DeviceMemory& memory, const PackedRows& packed);
+  explicit DeviceBlockUses(DeviceMemory& memory) : staging_(memory) {}
+  DeviceBlockUses(DeviceMemory& memory, const PackedRows& packed) : DeviceBlockUses(memory) { place(packed); }
 
+  const kernels::BlockUses& place(const PackedRows& packed);
   const kernels::BlockUses& view() const { return view_; }
 
  private:
-  DeviceBuffer<std::int64_t> offsets_, ranges_;
-  DeviceBuffer<std::int32_t> first_keys_;
+  Staging staging_;
   kernels::BlockUses view_;
 };
 

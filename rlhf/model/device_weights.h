@@ -3,7 +3,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <unordered_map>
-#include <vector>
 
 #include "rlhf/model/decoder_weights.h"
 #include "rlhf/tensor/buffer.h"
@@ -11,7 +10,8 @@
 namespace rlhf {
 
 /// A copy of a decoder's weights in a device's memory, rounded to T, with zeroed gradients of its own for
-/// those that learn. Tensors that the host's weights share (a tied head) are shared here, too.
+/// those that learn. Tensors that the host's weights share (a tied head) are shared here, too. For comparing
+/// devices; models that learn have ResidentWeights.
 template <class T>
 class DeviceWeights {
  public:
@@ -25,9 +25,6 @@ class DeviceWeights {
 
  private:
   const T* place(const float* host, std::int64_t count);
-  Wide<T>* place_gradient(const float* host, std::int64_t count);
-  NormWeights<T> place(const NormWeights<float>& norm, std::int64_t width);
-  LinearWeights<T> place(const LinearWeights<float>& linear);
 
   DeviceMemory* memory_;
   std::unordered_map<const float*, Buffer<T>> values_;

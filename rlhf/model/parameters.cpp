@@ -141,8 +141,48 @@ Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& tra
     : config_(config), options_(trainable) {
   for (TensorSpec& spec : all_tensors(config, trainable))
     entries_.push_back({std::move(spec), nullptr, nullptr, false});
+  if (base) base->update_host();
   place(base);
   build_weights();
+  if constexpr (std::is_same_v<T, float>)
+    if (base && base->resident_) place_on(base->resident_->accelerator());
+}
+
+template <class T>
+void Parameters<T>::place_on(const Accelerator& accelerator) requires(std::is_same_v<T, float>) {
+  if (resident_) return;
+  resident_ = std::make_unique<ResidentWeights>(
+      accelerator, weights_,
+      ResidentWeights::Host{frozen_, {trainable_.data(), trainable_.size()}, gradient()});
+  weights_.resident = resident_.get();
+}
+
+template <class T>
+std::span<T> Parameters<T>::trainable() {
+  update_host();
+  if (resident_) resident_->host_written();
+  return {trainable_.data(), trainable_.size()};
+}
+
+template <class T>
+std::span<const T> Parameters<T>::trainable() const {
+  update_host();
+  return {trainable_.data(), trainable_.size()};
+}
+
+// All tensors of its own have been written on the host.
+template <class T>
+void Parameters<T>::host_written() {
+  if constexpr (std::is_same_v<T, float>) frozen_.back()->device_is_old = true;
+  if (resident_) resident_->host_written();
+}
+
+template <class T>
+void Parameters<T>::copy_learned(const Parameters& other) {
+  if (resident_ && other.resident_) return resident_->copy_from(*other.resident_);
+  RLHF_CHECK(num_trainable() == other.num_trainable(), "a model with ", num_trainable(),
+             " learning weights cannot take those of one with ", other.num_trainable());
+  std::ranges::copy(other.trainable(), trainable().begin());
 }
 
 template <class T>
@@ -167,16 +207,15 @@ void Parameters<T>::place(const Parameters* base) {
     for (const auto& buffer : base->frozen_) {
       const auto holds = [&](const Entry& entry) {
         const Entry* from = learns(config_, options_, entry.spec) ? nullptr : source(entry);
-        return from && !from->gradient && !std::less<>()(from->value, buffer->begin()) &&
-               std::less<>()(from->value, buffer->end());
+        return from && !from->gradient && !std::less<>()(from->value, buffer->host.begin()) &&
+               std::less<>()(from->value, buffer->host.end());
       };
       if (std::ranges::any_of(entries_, holds)) frozen_.push_back(buffer);
     }
-  frozen_.push_back(std::make_shared<Buffer<T>>(frozen));
-  owned_frozen_elements_ = frozen;
+  frozen_.push_back(std::make_shared<Frozen>(frozen));
   trainable_ = Buffer<T>(learning);
   gradient_ = Buffer<T>(learning);
-  T* next_frozen = frozen_.back()->data();
+  T* next_frozen = frozen_.back()->host.data();
   std::size_t next_learning = 0;
   RandomStream random(0x10a4, 0);
   for (Entry& entry : entries_) {
@@ -373,12 +412,14 @@ const typename Parameters<T>::Entry* Parameters<T>::find(const std::string& name
 
 template <class T>
 void Parameters<T>::zero_gradient() {
+  if (resident_) return resident_->zero_gradient();
   std::fill(gradient_.begin(), gradient_.end(), T(0));
 }
 
 template <class T>
 std::size_t Parameters<T>::owned_bytes() const {
-  return (owned_frozen_elements_ + trainable_.size()) * sizeof(T);
+  if (resident_) return frozen_.back()->host.size() * sizeof(Bfloat16) + resident_->learning_bytes();
+  return (frozen_.back()->host.size() + trainable_.size()) * sizeof(T);
 }
 
 template <class T>
@@ -386,7 +427,7 @@ std::size_t Parameters<T>::shared_bytes() const {
   std::size_t elements = 0;
   for (const Entry& entry : entries_)
     if (entry.shared) elements += static_cast<std::size_t>(entry.spec.num_elements());
-  return elements * sizeof(T);
+  return elements * (resident_ ? sizeof(Bfloat16) : sizeof(T));
 }
 
 namespace {
@@ -399,6 +440,8 @@ std::string shape_text(const std::vector<std::int64_t>& shape) {
 
 template <class T>
 void Parameters<T>::load(const WeightFile& file) {
+  update_host();
+  host_written();
   std::vector<T> transposed;
   for (Entry& entry : entries_) {
     const TensorSpec& spec = entry.spec;
@@ -423,6 +466,8 @@ void Parameters<T>::load(const WeightFile& file) {
 
 template <class T>
 void Parameters<T>::initialise(std::uint64_t seed, double std) {
+  update_host();
+  host_written();
   for (std::size_t e = 0; e < entries_.size(); ++e) {
     const TensorSpec& spec = entries_[e].spec;
     if (entries_[e].shared || is_adapter(spec)) continue;
@@ -438,6 +483,8 @@ void Parameters<T>::initialise(std::uint64_t seed, double std) {
 
 template <class T>
 void Parameters<T>::initialise_score_head(std::uint64_t seed) {
+  update_host();
+  host_written();
   for (Entry& entry : entries_) {
     if (entry.spec.role != TensorRole::kScoreHead) continue;
     RandomStream random(seed, 0x5c0e);
@@ -459,13 +506,16 @@ Parameters<T> Parameters<T>::snapshot() const {
   Parameters copy(config_, options_, this);
   copy.gradient_ = {};
   for (Entry& entry : copy.entries_) entry.gradient = nullptr;
-  copy.weights_ = {};
+  copy.resident_.reset();
   copy.build_weights();
+  if constexpr (std::is_same_v<T, float>)
+    if (resident_) copy.place_on(resident_->accelerator());
   return copy;
 }
 
 template <class T>
 std::vector<T> Parameters<T>::merged(const Entry& entry) const {
+  update_host();
   const TensorSpec& spec = entry.spec;
   const auto size = static_cast<std::size_t>(spec.num_elements());
   std::vector<T> result(entry.value, entry.value + size);

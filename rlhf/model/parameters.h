@@ -4,10 +4,12 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "rlhf/model/decoder_weights.h"
 #include "rlhf/model/model_config.h"
+#include "rlhf/model/resident_weights.h"
 #include "rlhf/tensor/buffer.h"
 
 namespace rlhf {
@@ -54,6 +56,9 @@ ParameterCounts count_parameters(const ModelConfig& config, const TrainableOptio
 /// The weights of one model: flat buffers of frozen and of trainable elements and a flat gradient buffer,
 /// with every Hugging Face tensor a view into them. Frozen tensors may be shared between models (actor,
 /// critic, reference).
+///
+/// A model of floats may be placed on an accelerator: then passes and optimizers work there, and the host's
+/// copy of what learns is brought up to date when it is read.
 template <class T>
 class Parameters {
  public:
@@ -77,15 +82,27 @@ class Parameters {
   const Entry* find(const std::string& name) const;
   const DecoderWeights<T>& weights() const { return weights_; }
 
-  /// Flat views of what learns and of its gradient, in the same order.
-  std::span<T> trainable() { return {trainable_.data(), trainable_.size()}; }
-  std::span<const T> trainable() const { return {trainable_.data(), trainable_.size()}; }
+  /// Makes passes and optimizers work in this device's memory; models that are made from this one follow it.
+  /// Nothing happens when it is there already. @throws MemoryError when there is no room
+  void place_on(const Accelerator& accelerator) requires(std::is_same_v<T, float>);
+  /// The weights on the accelerator; null on the CPU.
+  ResidentWeights* resident() const { return resident_.get(); }
+
+  /// Elements that learn.
+  std::size_t num_trainable() const { return trainable_.size(); }
+  /// Flat views of what learns and of its gradient, in the same order. On an accelerator the weights are
+  /// copied from there as far as they are newer, and, where the view can be written, are taken as written:
+  /// ask again before writing again. The gradient is the host's, and not used there.
+  std::span<T> trainable();
+  std::span<const T> trainable() const;
   std::span<T> gradient() { return {gradient_.data(), gradient_.size()}; }
   void zero_gradient();
-  /// Bytes of weights this model owns itself, and of weights it shares.
+  /// Takes over what a model of the same shape has learned.
+  void copy_learned(const Parameters& other);
+  /// Bytes of weights this model owns itself, and of weights it shares, where passes read them.
   std::size_t owned_bytes() const;
   std::size_t shared_bytes() const;
-  std::size_t gradient_bytes() const { return gradient_.bytes(); }
+  std::size_t gradient_bytes() const { return resident_ ? resident_->gradient_bytes() : gradient_.bytes(); }
 
   /// Reads every tensor from `file`. @throws IoError naming a missing tensor or a wrong shape.
   void load(const WeightFile& file);
@@ -102,17 +119,27 @@ class Parameters {
   std::vector<T> merged(const Entry& entry) const;
 
  private:
-  Parameters() = default;
+  /// Frozen weights of types that no accelerator computes with.
+  struct HostWeights {
+    explicit HostWeights(std::size_t size) : host(size) {}
+    Buffer<T> host;
+  };
+
   void place(const Parameters* base);
   void build_weights();
+  void update_host() const {
+    if (resident_) resident_->update_host();
+  }
+  void host_written();
 
   ModelConfig config_;
   TrainableOptions options_;
   std::vector<Entry> entries_;
-  std::vector<std::shared_ptr<Buffer<T>>> frozen_;  ///< owned and shared
-  std::size_t owned_frozen_elements_ = 0;
+  using Frozen = std::conditional_t<std::is_same_v<T, float>, FrozenWeights, HostWeights>;
+  std::vector<std::shared_ptr<Frozen>> frozen_;  ///< the owned one is the last
   Buffer<T> trainable_, gradient_;
   DecoderWeights<T> weights_;
+  std::unique_ptr<ResidentWeights> resident_;
 };
 
 }  // namespace rlhf

@@ -43,6 +43,9 @@ class Arena : public DeviceMemory {
   void zero(void* memory, std::size_t bytes) override { below().zero(memory, bytes); }
   void synchronize() override { below().synchronize(); }
   void* queue() override { return below().queue(); }
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override {
+    return below().record(work);
+  }
 
  private:
   DeviceMemory& below() { return device_ ? *device_ : host_; }

@@ -3,6 +3,8 @@
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <new>
 #include <utility>
 #include <vector>
@@ -28,6 +30,17 @@ class DeviceMemory {
   virtual void synchronize() = 0;
   /// What DeviceKernels take as queue.
   virtual void* queue() = 0;
+
+  /// Kernels and copies inside the device that were queued once and are queued again as one.
+  class Recording {
+   public:
+    virtual ~Recording() = default;
+    virtual void replay() = 0;
+  };
+  /// Calls `work` and records what it queues from this thread, without running it. It may neither allocate
+  /// nor touch the host's memory, and what it was given must stay where it is. Null: this device cannot, and
+  /// `work` was not called.
+  virtual std::unique_ptr<Recording> record(const std::function<void()>& /*work*/) { return nullptr; }
 };
 
 /// The CPU's own memory. The queue is what its kernels need: a `const Compute<T>*`.

@@ -4,6 +4,7 @@
 #include <deque>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "rlhf/core/atomic_file.h"
 #include "rlhf/core/error.h"
@@ -118,7 +119,7 @@ void StageCheckpoint::write(std::int64_t steps_done, const std::map<std::string,
     tensors.push_back({name, {static_cast<std::int64_t>(values.size())}, values});
   };
   for (const LearningModel& model : models_) {
-    add(model.name + ".weights", model.parameters->trainable());
+    add(model.name + ".weights", std::as_const(*model.parameters).trainable());
     if (!model.optimizer) continue;
     const auto add_moment = [&](const char* name, std::span<float> own) {
       add(model.name + name,

@@ -178,9 +178,11 @@ class Planner {
     if (!trains()) return;
     const PassShape shape = largest_pass();
     const auto bytes = [&](std::int64_t kept_layers) {
-      const std::uint64_t fp32 = SequencePass<float>::activation_bytes(
-          setting_.model, shape, kept_layers, recompute_of(options_.memory.recompute));
-      return BytesPredictor().predict(fp32 / sizeof(float) * setting_.sizes.activation);
+      const Recompute recompute = recompute_of(options_.memory.recompute);
+      return BytesPredictor().predict(
+          setting_.sizes.activation == sizeof(Bfloat16)
+              ? SequencePass<Bfloat16>::activation_bytes(setting_.model, shape, kept_layers, recompute)
+              : SequencePass<float>::activation_bytes(setting_.model, shape, kept_layers, recompute));
     };
     const std::uint64_t score = bytes(0),
                         train = bytes(setting_.model.num_layers - policy_.first_trainable_layer);
@@ -307,7 +309,9 @@ std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutO
   const std::int64_t rows = rollout.max_tokens_per_step, sampled = std::min(rows, rollout.max_sequences);
   const std::int64_t per_row =
       (model.post_norms ? 3 : 2) * D + 2 * model.query_width() + 2 * model.kv_width() + M + F;
-  const std::int64_t logits = std::min(sampled, RolloutEngine::kLogitsRows) * model.vocab_size;
+  const bool on_device = number_bytes < sizeof(float);
+  const std::int64_t logits =
+      std::min(sampled, on_device ? kDeviceLogitsRows : kHostLogitsRows) * model.vocab_size;
   const std::int64_t rope =
       model.learned_positions ? 0 : std::max<std::int64_t>(256, 2 * rollout.max_new_tokens);
   const std::uint64_t quantised = rollout.weights == WeightFormat::kInt8

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/accelerator.h"
 #include "rlhf/kernels/adamw.h"
 
 namespace rlhf {
@@ -20,8 +21,11 @@ Optimizer<T>::Optimizer(const OptimizerOptions& options, std::size_t num_element
 template <class T>
 typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, Parameters<T>& parameters,
                                                      double learning_rate, double gradient_scale) {
-  RLHF_CHECK(parameters.trainable().size() == num_elements_, "Optimizer: made for ", num_elements_,
-             " elements, the model has ", parameters.trainable().size());
+  RLHF_CHECK(parameters.num_trainable() == num_elements_, "Optimizer: made for ", num_elements_,
+             " elements, the model has ", parameters.num_trainable());
+  if constexpr (std::is_same_v<T, float>)
+    if (ResidentWeights* resident = parameters.resident())
+      return step_on_device(*resident, learning_rate, gradient_scale);
   collective_.reduce_scatter(parameters.gradient());
   const std::span<T> weights = slice_.of(parameters.trainable()), gradient = slice_.of(parameters.gradient());
   double squares = compute.sum_squares(gradient.data(), static_cast<std::int64_t>(gradient.size()));
@@ -33,6 +37,25 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
     parameters.zero_gradient();
     return result;
   }
+  const kernels::AdamwFactors factors = next_factors(learning_rate);
+  const double scale = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
+  const std::span<T> first = first_moment(), second = second_moment();
+  compute.pool().parallel_for(
+      static_cast<std::int64_t>(weights.size()), 1 << 15, [&](std::int64_t b, std::int64_t e) {
+        const auto part = [&](std::span<T> all) {
+          return all.subspan(static_cast<std::size_t>(b), static_cast<std::size_t>(e - b));
+        };
+        compute.table().adamw(factors, scale, {part(weights), part(gradient), part(first), part(second), {}});
+        std::ranges::fill(part(gradient), T(0));
+      });
+  if (collective_.world_size() == 1) return result;
+  parameters.zero_gradient();
+  collective_.all_gather(parameters.trainable());
+  return result;
+}
+
+template <class T>
+kernels::AdamwFactors Optimizer<T>::next_factors(double learning_rate) {
   AdamwStep numbers;
   numbers.learning_rate = learning_rate;
   numbers.beta1 = options_.beta1;
@@ -40,20 +63,37 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
   numbers.epsilon = options_.epsilon;
   numbers.weight_decay = options_.weight_decay;
   numbers.step = ++steps_;
-  const kernels::AdamwFactors factors = adamw_factors(numbers);
-  const double scale = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
-  compute.pool().parallel_for(
-      static_cast<std::int64_t>(weights.size()), 1 << 15, [&](std::int64_t b, std::int64_t e) {
-        const auto part = [&](std::span<T> all) {
-          return all.subspan(static_cast<std::size_t>(b), static_cast<std::size_t>(e - b));
-        };
-        compute.table().adamw(
-            factors, scale, {part(weights), part(gradient), part(first_moment()), part(second_moment()), {}});
-        std::ranges::fill(part(gradient), T(0));
-      });
-  if (collective_.world_size() == 1) return result;
-  parameters.zero_gradient();
-  collective_.all_gather(parameters.trainable());
+  return adamw_factors(numbers);
+}
+
+// The norm comes to the host, which must know whether the step counts: one wait a step.
+template <class T>
+typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& weights, double learning_rate,
+                                                               double gradient_scale) {
+  RLHF_CHECK(collective_.world_size() == 1, "Optimizer: several processes train on the CPU only");
+  const Accelerator& device = weights.accelerator();
+  DeviceMemory& memory = *device.memory;
+  weights.weights();
+  if (numbers_.size() == 0) numbers_ = Buffer<double>(2 + kernels::kSumPartials, &memory);
+  double *const square = numbers_.data(), *const scale = square + 1, *const partials = square + 2;
+  const auto count = static_cast<std::int64_t>(num_elements_);
+  device.kernels->sum_squares(square, partials, weights.gradient(), count, memory.queue());
+  double squares = 0;
+  memory.download(&squares, square, sizeof(squares));
+  StepResult result;
+  result.gradient_norm = gradient_scale * std::sqrt(squares);
+  result.skipped = !std::isfinite(result.gradient_norm);
+  if (!result.skipped) {
+    const double factor = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
+    memory.upload(scale, &factor, sizeof(factor));
+    if constexpr (std::is_same_v<T, float>)
+      device.kernels->adamw(next_factors(learning_rate),
+                            {weights.master(), weights.shadow(), weights.gradient(), first_.device(memory),
+                             second_.device(memory), nullptr, count, scale},
+                            memory.queue());
+    weights.device_written();
+  }
+  weights.zero_gradient();
   return result;
 }
 

@@ -4,9 +4,11 @@
 #include <span>
 
 #include "rlhf/distributed/collective.h"
+#include "rlhf/kernels/adamw.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/model/parameters.h"
 #include "rlhf/ppo/options.h"
+#include "rlhf/tensor/mirrored.h"
 
 namespace rlhf {
 
@@ -16,7 +18,8 @@ using OptimizerOptions = ppo::OptimizerOptions;
 /// AdamW over the flat trainable buffer of one model, in one pass. Scalar type T as the model's.
 ///
 /// With several ranks each holds the moments of its slice alone and updates that (ZeRO stage 1, Rajbhandari
-/// et al. 2020): gradients are summed to the slices' ranks, new weights are gathered from them.
+/// et al. 2020): gradients are summed to the slices' ranks, new weights are gathered from them. A model on an
+/// accelerator is updated there, with moments there, and by one rank only.
 template <class T>
 class Optimizer {
  public:
@@ -34,20 +37,25 @@ class Optimizer {
 
   const OptimizerOptions& options() const { return options_; }
   std::int64_t num_steps() const { return steps_; }
+  /// Of the moments, wherever they are.
   std::size_t bytes() const { return first_.bytes() + second_.bytes(); }
 
   std::size_t num_elements() const { return num_elements_; }
-  /// State for checkpoints: of this rank's slice.
-  std::span<T> first_moment() { return {first_.data(), first_.size()}; }
-  std::span<T> second_moment() { return {second_.data(), second_.size()}; }
+  /// State for checkpoints: of this rank's slice. Ask again before every use.
+  std::span<T> first_moment() { return first_.host(); }
+  std::span<T> second_moment() { return second_.host(); }
   void set_num_steps(std::int64_t steps) { steps_ = steps; }
 
  private:
+  StepResult step_on_device(ResidentWeights& weights, double learning_rate, double gradient_scale);
+  kernels::AdamwFactors next_factors(double learning_rate);
+
   OptimizerOptions options_;
   Collective& collective_;
   std::size_t num_elements_;
   Slice slice_;
-  Buffer<T> first_, second_;
+  Mirrored<T> first_, second_;
+  Buffer<double> numbers_;  ///< of a step on an accelerator
   std::int64_t steps_ = 0;
 };
 

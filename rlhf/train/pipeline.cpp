@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/accelerator.h"
 #include "rlhf/model/safetensors.h"
 #include "rlhf/model/weight_file.h"
 #include "rlhf/train/memory_plan.h"
@@ -35,6 +36,7 @@ Pipeline::Pipeline(RunOptions options, PipelineSettings settings, RunObserver& o
   if (options_.has_stage(Stage::kPpo) && options_.has_teacher())
     teacher_ = std::make_unique<LanguageModel>(load_teacher(options_.distillation.teacher, policy_));
   check_ranks();
+  place_models();
   for (const std::string& warning : data_.warnings) observer_.message(LogLevel::kWarning, warning);
   plan_memory();
 }
@@ -54,12 +56,25 @@ void Pipeline::check_ranks() const {
                       " here) train with mode serial only");
 }
 
+// Models that are made from these follow them.
+void Pipeline::place_models() {
+  if (!settings_.accelerator) return;
+  if (collective_.world_size() > 1)
+    fail<ConfigError>("device: several processes (", collective_.world_size(),
+                      " here) train on the CPU only");
+  if (options_.rollout.weights != WeightFormat::kFp32)
+    fail<ConfigError>("rollout.weights: ", to_string(options_.rollout.weights), " is for the CPU; on ",
+                      settings_.accelerator->name, " all weights are bf16");
+  policy_.parameters().place_on(*settings_.accelerator);
+  if (teacher_) teacher_->parameters().place_on(*settings_.accelerator);
+}
+
 void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermOptions options) {
   data_.rules.add(std::move(term), std::move(options));
 }
 
 StageContext Pipeline::context() {
-  StageContext context(Compute<float>(pool_, kernels::detect_cpu_isa()));
+  StageContext context(Compute<float>(pool_, kernels::detect_cpu_isa(), settings_.accelerator));
   context.observer = &observer_;
   context.collective = &collective_;
   context.stop = settings_.stop;
@@ -80,8 +95,10 @@ StageContext Pipeline::context() {
 void Pipeline::plan_memory() {
   const PlanSetting setting{policy_.config(),
                             std::max(longest_prompt(data_.train_prompts), longest_prompt(data_.eval_prompts)),
-                            machine_memory_bytes() / static_cast<std::uint64_t>(settings_.ranks_here),
-                            NumberSizes::fp32(),
+                            settings_.accelerator
+                                ? settings_.accelerator->bytes
+                                : machine_memory_bytes() / static_cast<std::uint64_t>(settings_.ranks_here),
+                            settings_.accelerator ? NumberSizes::bf16() : NumberSizes::fp32(),
                             collective_.world_size(),
                             collective_.world_size() > 1 ? Sharding::kOptimizer : Sharding::kNone,
                             teacher_ ? std::optional(teacher_->config()) : std::nullopt};

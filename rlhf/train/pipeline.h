@@ -27,7 +27,10 @@ struct PipelineSettings {
   /// Of the processes that make the run together, each with a pipeline of its own and the same options. Rank
   /// 0 alone writes; the others need no observer. Null = one process.
   Collective* collective = nullptr;
-  int ranks_here = 1;               ///< processes of the run on this machine, which share its memory
+  int ranks_here = 1;  ///< processes of the run on this machine, which share its memory
+  /// Where models run; must outlive the pipeline. Null = the CPU. The options' `device` is for whoever opens
+  /// it.
+  const Accelerator* accelerator = nullptr;
   OwnEnvironment environment = {};  ///< answers the responses of a run on files
 };
 
@@ -73,6 +76,7 @@ class Pipeline {
   bool is_done(const std::string& stage) const;
   void save_final(const std::string& stage, const Parameters<float>& parameters);
   void load_final(const std::string& stage, Parameters<float>& parameters);
+  void place_models();
   void plan_memory();
   RunReport make_report() const;
   TaskReport report_task(const std::string& task) const;

@@ -99,7 +99,7 @@ void PpoMemory::Extent::include(const PassShape& other, std::int64_t layers) {
 }
 
 std::uint64_t PpoMemory::formula(const Extent& extent) const {
-  return SequencePass<float>::activation_bytes(model_, extent.shape, extent.kept_layers, pass_.recompute());
+  return pass_.predicted_bytes(extent.shape, extent.kept_layers);
 }
 
 // Buffers stay from pass to pass, so what counts is the largest of each kind. When they must grow they are

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/accelerator.h"
 #include "rlhf/train/memory_plan.h"
 
 namespace rlhf {
@@ -53,8 +54,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
       reference(ppo::needs_reference(options.algorithm) ? frozen.reference : nullptr),
       reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
       judges{data, reward, options.reward_model_weight},
-      policy_optimizer(options.algorithm.optimizer, policy.parameters().trainable().size(),
-                       *context.collective),
+      policy_optimizer(options.algorithm.optimizer, policy.parameters().num_trainable(), *context.collective),
       lengths(static_cast<double>(rollout.max_new_tokens)),
       pass(policy.config(), context.compute, context.recompute, &arena) {
   check_inputs(frozen, data, options);
@@ -73,10 +73,11 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
     config.num_labels = 1;
     critic.emplace(config, policy.parameters().trainable_options(), base ? base : &policy.parameters());
     if (!base || !base->config().scalar_head) critic->initialise_score_head(context.seed);
-    critic_optimizer.emplace(critic_optimizer_options(options.algorithm), critic->trainable().size(),
+    critic_optimizer.emplace(critic_optimizer_options(options.algorithm), critic->num_trainable(),
                              *context.collective);
   }
-  trunk_cache_bytes = options.trunk_cache.resolve(machine_memory_bytes());
+  // An accelerator runs the trunk again sooner than its results come back from the host.
+  trunk_cache_bytes = context.compute.accelerator() ? 0 : options.trunk_cache.resolve(machine_memory_bytes());
   const auto& weights = policy.parameters().weights();
   trunk_layers = options.padded_passes ? 0 : weights.first_trainable_layer;
   const Parameters<float>* value = critic ? &*critic : nullptr;
@@ -85,12 +86,14 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   // A reward model and a critic also look behind the last token, which the generator never runs; and states
   // behind rounded weights are not those that the trainer's gradient belongs to.
   sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic && !rollout_weights;
+  const Accelerator* accelerator = context.compute.accelerator();
   const Compute<float> generate_compute(generate_pool ? *generate_pool : context.compute.pool(),
-                                        kernels::detect_cpu_isa());
+                                        kernels::detect_cpu_isa(), accelerator);
   const std::int64_t kept_trunk = sampled_trunk ? trunk_layers : 0;
   const auto setting = memory_setting(frozen, data, rollout, options, context, schedule);
-  arena.open(setting.arena_bytes(machine_memory_bytes()),
-             RolloutEngine::slab_bytes(policy.config(), kept_trunk));
+  arena.open(setting.arena_bytes(device_memory_bytes(context.compute)),
+             RolloutEngine::slab_bytes(policy.config(), generate_compute, kept_trunk),
+             accelerator ? accelerator->memory : nullptr);
   engine = make_engine(
       policy, {rollout, data.train_prompts, generate_compute, context.max_blocks, kept_trunk, &arena});
   memory = std::make_unique<PpoMemory>(setting, policy.config(), *engine, pass, arena);
@@ -98,8 +101,8 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
 
 void PpoModels::publish(const Compute<float>& compute) {
   if (snapshot) {
-    std::ranges::copy(policy.parameters().trainable(), snapshot->trainable().begin());
-    copied_bytes_ += snapshot->trainable().size_bytes();
+    snapshot->copy_learned(policy.parameters());
+    copied_bytes_ += snapshot->num_trainable() * sizeof(float);
   }
   pack(compute);
   engine->forget_prefixes();
@@ -141,8 +144,9 @@ PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const T
   }
   if (snapshot) hold("generator's copy of the weights", snapshot->owned_bytes());
   if (rollout_weights) hold("generator's packed weights", rollout_weights->bytes());
-  hold("generator's workspace", generator_workspace_bytes(policy.config(), rollout, sizeof(float)));
-  if (trunk_layers > 0)
+  hold("generator's workspace",
+       generator_workspace_bytes(policy.config(), rollout, kv_element_bytes(context.compute)));
+  if (trunk_layers > 0 && trunk_cache_bytes > 0)
     hold("frozen layers' results of a batch",
          trunk_result_bytes({policy.config(), rollout, options, schedule}, longest, machine_memory_bytes()));
   return setting;

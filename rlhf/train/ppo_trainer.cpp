@@ -34,8 +34,7 @@ void PpoTrainer::run() {
   options.sink = [&](const schedule::TraceEvent& event) { setting_.context.observer->lane_event(event); };
   state_.restore(numbers);
   alarm_.restore(numbers);
-  if (models_.snapshot && !lags)
-    std::ranges::copy(models_.policy.parameters().trainable(), models_.snapshot->trainable().begin());
+  if (models_.snapshot && !lags) models_.snapshot->copy_learned(models_.policy.parameters());
   models_.pack(setting_.context.compute);
 
   peak_flops_per_s_ = product_flops_per_s(setting_.context.compute);

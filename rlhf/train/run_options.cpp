@@ -205,12 +205,9 @@ void RunOptions::validate(config::Problems& problems) const {
   if (has_stage(Stage::kPpo) && schedule.require_early_training && !whole_batch.empty())
     problems.add("schedule.require_early_training",
                  "excludes " + whole_batch + ", which needs the whole batch before any training");
-  if (device == Device::kCuda) {
-    const CudaStatus gpu = cuda_status();
-    problems.add("device", gpu.usable
-                               ? "runs on a GPU are not there yet (found " + gpu.text + "); use cpu or auto"
-                               : "no GPU can be used: " + gpu.text + "; use cpu or auto");
-  }
+  if (device == Device::kCuda)
+    if (const CudaStatus gpu = cuda_status(); !gpu.usable)
+      problems.add("device", "no GPU can be used: " + gpu.text + "; use cpu or auto");
 }
 
 }  // namespace rlhf

@@ -10,6 +10,7 @@
 #include "rlhf/config/schema.h"
 #include "rlhf/data/finance_desk/desk.h"
 #include "rlhf/data/records.h"
+#include "rlhf/kernels/open_device.h"
 #include "rlhf/train/generation.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/online_preference.h"
@@ -51,8 +52,6 @@ struct RunSection {
             {0, 1e9});
   }
 };
-
-enum class Device { kAuto, kCpu, kCuda };
 
 struct ModelSection {
   std::string path;                          ///< Hugging Face directory or GGUF file

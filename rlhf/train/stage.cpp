@@ -7,6 +7,8 @@
 #include <fstream>
 #include <string>
 
+#include "rlhf/kernels/accelerator.h"
+
 namespace rlhf {
 namespace {
 double now() {
@@ -33,6 +35,10 @@ double Stopwatch::lap() {
 std::uint64_t machine_memory_bytes() {
   return static_cast<std::uint64_t>(sysconf(_SC_PHYS_PAGES)) *
          static_cast<std::uint64_t>(sysconf(_SC_PAGE_SIZE));
+}
+
+std::uint64_t device_memory_bytes(const Compute<float>& compute) {
+  return compute.accelerator() ? compute.accelerator()->bytes : machine_memory_bytes();
 }
 
 // getrusage would count what the launcher held that has become this process.

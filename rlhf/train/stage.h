@@ -89,6 +89,8 @@ class Stopwatch {
 
 /// Physical memory of this machine, in bytes.
 std::uint64_t machine_memory_bytes();
+/// Memory of the device that a Compute's models run on, in bytes.
+std::uint64_t device_memory_bytes(const Compute<float>& compute);
 /// Largest resident set of this process so far, in bytes.
 std::size_t peak_resident_bytes();
 /// Resident set of this process now, in bytes.

@@ -28,6 +28,10 @@ struct DrawnToken {
   std::vector<TokenLogProb> top;
 };
 
+/// Whether a draw is from the model's own distribution at the request's temperature, or greedy, and records
+/// nothing that needs the row: a kernel can do it without the host.
+bool draws_from_model(const DrawContext& context);
+
 /// Draws the next token from its row of logits [V], after the model's soft cap. A pure function of its
 /// arguments: the draw's counter is (seed, prompt id, sample index, length of the response). Thread-safe.
 DrawnToken draw_token(const kernels::Kernels<float>& kernels, const DrawContext& context,

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/accelerator.h"
 #include "rollout/engine/check_request.h"
 
 namespace rlhf {
@@ -31,26 +32,11 @@ SchedulerOptions scheduler_options(const RolloutEngineOptions& options) {
   return out;
 }
 
-std::int64_t trunk_width(const ModelConfig& config, std::int64_t trunk_layers) {
-  return trunk_layers > 0 ? config.hidden_size : 0;
-}
-
-std::unique_ptr<Arena> make_arena(std::int64_t num_blocks, std::size_t slab_bytes) {
+std::unique_ptr<Arena> make_arena(std::int64_t num_blocks, std::size_t slab_bytes,
+                                  const Accelerator* accelerator) {
   auto arena = std::make_unique<Arena>();
-  arena->open(to_size(num_blocks) * slab_bytes, slab_bytes);
+  arena->open(to_size(num_blocks) * slab_bytes, slab_bytes, accelerator ? accelerator->memory : nullptr);
   return arena;
-}
-
-std::int64_t elements(std::size_t bytes) {
-  return static_cast<std::int64_t>(bytes / sizeof(float));
-}
-
-float* first_slab(const Arena& arena) {
-  return static_cast<float*>(arena.first_slab());
-}
-
-std::int64_t slab_stride(const Arena& arena) {
-  return -elements(arena.layout().slab_bytes());
 }
 
 }  // namespace
@@ -60,13 +46,11 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
                              std::function<std::string(TokenId)> token_bytes)
     : config_(config),
       options_(options),
-      runner_(config, compute),
-      own_arena_(options.arena ? nullptr : make_arena(options.num_blocks, block_bytes())),
+      compute_(compute),
+      own_arena_(options.arena ? nullptr
+                               : make_arena(options.num_blocks, block_bytes(), compute.accelerator())),
       arena_(options.arena ? *options.arena : *own_arena_),
-      store_(config, config.num_layers, first_slab(arena_), slab_stride(arena_), nullptr),
-      trunk_(trunk_width(config, options.trunk_layers),
-             first_slab(arena_) + elements(KvStore<float>::block_bytes(config, config.num_layers)),
-             slab_stride(arena_)),
+      program_(make_step_program(config, compute, arena_, options.trunk_layers)),
       scheduler_(scheduler_options(options)),
       has_text_(static_cast<bool>(token_bytes)),
       setting_{std::move(token_bytes), config.vocab_size, std::make_shared<TurnMailbox>()} {
@@ -76,11 +60,6 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
 }
 
 RolloutEngine::~RolloutEngine() = default;
-
-std::size_t RolloutEngine::slab_bytes(const ModelConfig& config, std::int64_t trunk_layers) {
-  return KvStore<float>::block_bytes(config, config.num_layers) +
-         TrunkStore::block_bytes(trunk_width(config, trunk_layers));
-}
 
 std::int64_t RolloutEngine::blocks_for(std::int64_t num_sequences, std::int64_t max_tokens) {
   return num_sequences * ((max_tokens + kBlockTokens - 1) / kBlockTokens + 1);
@@ -182,16 +161,9 @@ std::optional<Sample> RolloutEngine::try_take() {
 void RolloutEngine::set_block_limit(std::int64_t limit) {
   RLHF_CHECK(limit >= 0 && limit <= cache().num_blocks(), "rollout: a block limit of ", limit,
              ", expected 0 to ", cache().num_blocks());
-  copy_blocks(scheduler_.set_block_limit(static_cast<std::int32_t>(limit)));
+  program_->copy_blocks(scheduler_.set_block_limit(static_cast<std::int32_t>(limit)));
   set_slabs(limit);
   if (own_arena_) own_arena_->discard_free();
-}
-
-void RolloutEngine::copy_blocks(const std::vector<BlockCache::Move>& moves) {
-  for (const auto& [from, to] : moves) {
-    store_.copy_block(from, to);
-    if (trunk_.keeps()) trunk_.copy_block(from, to);
-  }
 }
 
 void RolloutEngine::set_slabs(std::int64_t slabs) {
@@ -258,8 +230,8 @@ bool RolloutEngine::end_overdue(double now_s) {
 void RolloutEngine::end_response(Response& response) {
   Sequence& sequence = response.sequence();
   // Without the last token, and a preempted one's are gone.
-  if (trunk_.keeps() && sequence.holds_blocks() && sequence.uncomputed() == 1)
-    response.sample.trunk = trunk_.gather(sequence.table, sequence.computed);
+  if (sequence.holds_blocks() && sequence.uncomputed() == 1)
+    response.sample.trunk = program_->kept_states(sequence.table, sequence.computed);
   finished_.push_back(std::move(response.sample));
   if (options_.decoding == Decoding::kPaged)
     release(sequence);
@@ -308,9 +280,9 @@ bool RolloutEngine::run_step(const DecoderWeights<float>& weights, WeightVersion
                         "; raise the limit with set_block_limit, or pause the engine");
     return !plan.expired.empty();
   }
-  copy_blocks(plan.copies);
-  run_layers(plan, weights);
-  sample_rows(weights);
+  program_->copy_blocks(plan.copies);
+  place_rows(plan);
+  compute(weights);
   ++statistics_.steps;
   const auto drawn = static_cast<std::int64_t>(sampled_rows_.size());
   const std::int64_t taken = accept_rows(weights, version);
@@ -344,7 +316,7 @@ void RolloutEngine::propose(Sequence& sequence, std::int64_t most, std::int64_t 
   draft_rows_ += static_cast<std::int64_t>(sequence.drafts.size());
 }
 
-void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>& weights) {
+void RolloutEngine::place_rows(const StepPlan& plan) {
   rows_.tokens.clear();
   rows_.positions.clear();
   rows_.tables.clear();
@@ -367,53 +339,29 @@ void RolloutEngine::run_layers(const StepPlan& plan, const DecoderWeights<float>
       sampled_rows_.push_back({chunk.sequence, &response, rows_.size() - 1, j + 1});
     }
   }
-  x_.reserve_discard(to_size(rows_.size() * config_.hidden_size));
-  runner_.embed(weights, rows_, x_.data());
-  const std::int64_t trunk = options_.trunk_layers;
-  runner_.forward_layers(weights, rows_, 0, trunk, store_, 0, x_.data(), nullptr);
-  if (trunk_.keeps()) trunk_.keep(rows_, x_.data());
-  runner_.forward_layers(weights, rows_, trunk, config_.num_layers, store_, 0, x_.data(), nullptr);
 }
 
-// Draws drawn_[S] from the last hidden states of the sampled rows.
-void RolloutEngine::sample_rows(const DecoderWeights<float>& weights) {
-  const std::int64_t D = config_.hidden_size, V = config_.vocab_size;
-  const auto count = static_cast<std::int64_t>(sampled_rows_.size());
-  hidden_.reserve_discard(to_size(count * D));
-  logits_.reserve_discard(to_size(std::min(count, kLogitsRows) * V));
-  drawn_.resize(to_size(count));
-  for (std::int64_t i = 0; i < count; ++i)
-    std::copy_n(x_.data() + sampled_rows_[to_size(i)].row * D, D, hidden_.data() + i * D);
-  runner_.final_norm(weights, count, hidden_.data(), hidden_.data(), nullptr, nullptr);
-  for (std::int64_t begin = 0; begin < count; begin += kLogitsRows)
-    draw_rows(weights, begin, std::min(count, begin + kLogitsRows));
-}
-
-void RolloutEngine::draw_rows(const DecoderWeights<float>& weights, std::int64_t begin, std::int64_t end) {
-  const std::int64_t D = config_.hidden_size, V = config_.vocab_size;
-  runner_.linear(weights.head, end - begin, hidden_.data() + begin * D, logits_.data(), false);
-  runner_.compute().for_rows(end - begin, 20 * V, [&](std::int64_t i) {
-    const auto& kernels = runner_.compute().table();
-    float* row = logits_.data() + i * V;
-    if (config_.final_softcap > 0) kernels.logits_row(row, V, 1, config_.final_softcap, 0);
-    const SampledRow& sampled = sampled_rows_[to_size(begin + i)];
+// Runs the rows and draws drawn_[S] for the sampled ones.
+void RolloutEngine::compute(const DecoderWeights<float>& weights) {
+  std::vector<StepProgram::Draw> draws;
+  std::deque<std::vector<TokenId>> with_drafts;
+  for (const SampledRow& sampled : sampled_rows_) {
     const Response& response = *sampled.response;
     const SubmittedRequest& request = response.request();
-    std::vector<TokenId> with_drafts;
     std::span<const TokenId> tokens = sampled.sequence->tokens;
     if (sampled.num_drafts > 0) {
-      with_drafts.assign(tokens.begin(), tokens.end());
+      std::vector<TokenId>& all = with_drafts.emplace_back(tokens.begin(), tokens.end());
       const auto& drafts = sampled.sequence->drafts;
-      with_drafts.insert(with_drafts.end(), drafts.begin(),
-                         drafts.begin() + static_cast<std::ptrdiff_t>(sampled.num_drafts));
-      tokens = with_drafts;
+      all.insert(all.end(), drafts.begin(), drafts.begin() + static_cast<std::ptrdiff_t>(sampled.num_drafts));
+      tokens = all;
     }
-    DrawContext context{request.spec, response.sample.sample_index,
-                        tokens,       tokens.subspan(to_size(sampled.sequence->prompt_tokens)),
-                        nullptr,      response.node()};
-    if (request.choices) context.choices = &*request.choices;
-    drawn_[to_size(begin + i)] = draw_token(kernels, context, {row, to_size(V)});
-  });
+    draws.push_back({sampled.row,
+                     {request.spec, response.sample.sample_index, tokens,
+                      tokens.subspan(to_size(sampled.sequence->prompt_tokens)),
+                      request.choices ? &*request.choices : nullptr, response.node()}});
+  }
+  drawn_.resize(draws.size());
+  program_->step(weights, rows_, draws, drawn_);
 }
 
 // Every row takes its token before the first error is thrown, so that a bad request costs no other one
@@ -470,25 +418,13 @@ bool RolloutEngine::accept_row(std::size_t index, const DecoderWeights<float>& w
 
 // ---- errors and statistics ----
 
-// Runs the bad row again, layer by layer, to say where it goes wrong; its K/V are only written once more.
 void RolloutEngine::fail_not_finite(const SampledRow& row, const DecoderWeights<float>& weights,
                                     WeightVersion version) {
-  const std::int64_t D = config_.hidden_size;
   Rows rows;
   rows.tokens = {row.sequence->tokens.back()};
   rows.positions = {static_cast<std::int32_t>(row.sequence->length() - 1)};
   rows.tables = {row.sequence->table.data()};
-  std::vector<float> x(to_size(D));
-  const auto is_finite = [&] {
-    return std::ranges::all_of(x, [](float value) { return std::isfinite(value); });
-  };
-  runner_.embed(weights, rows, x.data());
-  std::string where = is_finite() ? "" : "the embedding";
-  for (std::int64_t l = 0; where.empty() && l < config_.num_layers; ++l) {
-    runner_.forward_layers(weights, rows, l, l + 1, store_, 0, x.data(), nullptr);
-    if (!is_finite()) where = concat("layer ", l + 1, " of ", config_.num_layers);
-  }
-  if (where.empty()) where = "the head";
+  const std::string where = program_->first_not_finite(weights, rows);
   const Sample& sample = row.response->sample;
   fail<Error>("rollout: logits of prompt ", sample.prompt_id, ", sample ", sample.sample_index, ", token ",
               sample.tokens.size(), " are not finite, first in ", where, " (weights version ", version, ")");
@@ -496,7 +432,7 @@ void RolloutEngine::fail_not_finite(const SampledRow& row, const DecoderWeights<
 
 GenerationStatistics RolloutEngine::statistics() const {
   GenerationStatistics out = statistics_;
-  out.matmul_flops = runner_.matmul_flops();
+  out.matmul_flops = program_->matmul_flops();
   const SchedulerStatistics& scheduled = scheduler_.statistics();
   out.cached_prefix_tokens = scheduled.cached_prefix_tokens;
   out.preemptions = scheduled.preemptions;

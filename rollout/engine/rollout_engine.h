@@ -19,7 +19,7 @@
 #include "rollout/engine/lookahead.h"
 #include "rollout/engine/response.h"
 #include "rollout/engine/scheduler.h"
-#include "rollout/engine/trunk_store.h"
+#include "rollout/engine/step_program.h"
 
 namespace rlhf {
 
@@ -67,17 +67,17 @@ struct RolloutEngineOptions {
 /// Not thread-safe: one lane calls it.
 class RolloutEngine {
  public:
+  /// @param compute where it carries an accelerator, K and V and all computation are there
   /// @param token_bytes text of one token, for stop strings and tools; may be empty when neither is used
   RolloutEngine(const ModelConfig& config, Compute<float> compute, const RolloutEngineOptions& options,
                 std::function<std::string(TokenId)> token_bytes);
   ~RolloutEngine();
 
-  /// Rows whose logits exist at once. 64 rows of a 49152-word vocabulary are 12 MiB; the head's weights (113
-  /// MB there) are read once for all of them.
-  static constexpr std::int64_t kLogitsRows = 64;
-
-  /// Bytes of K, V and kept states that one block takes.
-  static std::size_t slab_bytes(const ModelConfig& config, std::int64_t trunk_layers);
+  /// Bytes of K, V and kept states that one block takes where the engine computes.
+  static std::size_t slab_bytes(const ModelConfig& config, const Compute<float>& compute,
+                                std::int64_t trunk_layers) {
+    return slab_bytes_of(config, compute, trunk_layers);
+  }
   /// K/V blocks that `num_sequences` samples of `max_tokens` tokens (prompt and response) need.
   static std::int64_t blocks_for(std::int64_t num_sequences, std::int64_t max_tokens);
 
@@ -119,11 +119,9 @@ class RolloutEngine {
   const EngineScheduler& scheduler() const { return scheduler_; }
   /// Of K, V and kept states in all blocks.
   std::size_t kv_bytes() const { return block_bytes() * static_cast<std::size_t>(cache().num_blocks()); }
-  std::size_t block_bytes() const { return slab_bytes(config_, options_.trunk_layers); }
+  std::size_t block_bytes() const { return slab_bytes(config_, compute_, options_.trunk_layers); }
   /// Bytes held beside the cache: what the largest step so far has needed.
-  std::size_t workspace_bytes() const {
-    return runner_.scratch_bytes() + x_.bytes() + hidden_.bytes() + logits_.bytes();
-  }
+  std::size_t workspace_bytes() const { return program_->workspace_bytes(); }
 
  private:
   struct SampledRow {
@@ -148,23 +146,20 @@ class RolloutEngine {
   void release_ended();
   bool run_step(const DecoderWeights<float>& weights, WeightVersion version, double begin);
   void propose(Sequence& sequence, std::int64_t most, std::int64_t num_decoding);
-  void run_layers(const StepPlan& plan, const DecoderWeights<float>& weights);
-  void sample_rows(const DecoderWeights<float>& weights);
-  void draw_rows(const DecoderWeights<float>& weights, std::int64_t begin, std::int64_t end);
+  void place_rows(const StepPlan& plan);
+  void compute(const DecoderWeights<float>& weights);
   std::int64_t accept_rows(const DecoderWeights<float>& weights, WeightVersion version);
   bool accept_row(std::size_t index, const DecoderWeights<float>& weights, WeightVersion version);
   [[noreturn]] void fail_not_finite(const SampledRow& row, const DecoderWeights<float>& weights,
                                     WeightVersion version);
-  void copy_blocks(const std::vector<BlockCache::Move>& moves);
   void set_slabs(std::int64_t slabs);
 
   ModelConfig config_;
   RolloutEngineOptions options_;
-  DecoderRunner<float> runner_;
+  Compute<float> compute_;
   std::unique_ptr<Arena> own_arena_;
   Arena& arena_;
-  KvStore<float> store_;
-  TrunkStore trunk_;
+  std::unique_ptr<StepProgram> program_;
   EngineScheduler scheduler_;
   bool has_text_;
   ResponseSetting setting_;
@@ -179,7 +174,6 @@ class RolloutEngine {
   Rows rows_;
   std::vector<SampledRow> sampled_rows_;
   std::vector<DrawnToken> drawn_;
-  Buffer<float> x_, hidden_, logits_;
   std::exception_ptr error_;  ///< of this step, thrown at its end
   GenerationStatistics statistics_;
 };

@@ -12,6 +12,14 @@ void set_emulator_order(int order) {
   emulator::order = static_cast<emulator::Order>(order);
 }
 
+std::vector<std::function<void()>>*& emulator_recorder() {
+  return emulator::recorder;
+}
+
+void set_emulator_hooks(void (*before)(void*), void (*after)(void*), void* context) {
+  emulator::hooks = {before, after, context};
+}
+
 template <class T>
 const kernels::DeviceKernels<T>& emulated_kernels() {
   static const kernels::DeviceKernels<T> kernels = [] {

@@ -16,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -37,6 +38,17 @@ inline dim3 thread_index, block_index, block_size, grid_size;
 
 enum class Order { kAscending, kDescending, kMixed };
 inline Order order = Order::kAscending;
+
+/// Called around every kernel, where a test has set them.
+struct Hooks {
+  void (*before)(void*) = nullptr;
+  void (*after)(void*) = nullptr;
+  void* context = nullptr;
+};
+inline Hooks hooks;
+
+/// Where kernels go in place of running, while a test records.
+inline thread_local std::vector<std::function<void()>>* recorder = nullptr;
 
 /// One block of threads as coroutines.
 class Block {
@@ -212,9 +224,9 @@ V* block_shared() {
 }
 
 template <class... Parameters, class... Arguments>
-void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
-            void*, const Arguments&... arguments) {
-  if (grid.x == 0 || grid.y == 0) return;
+void run_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
+                const Arguments&... arguments) {
+  if (::emulator::hooks.before) ::emulator::hooks.before(::emulator::hooks.context);
   ::emulator::Block block(threads, shared_bytes);
   ::emulator::block_size = dim3(static_cast<unsigned>(threads));
   ::emulator::grid_size = grid;
@@ -223,6 +235,18 @@ void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, 
       ::emulator::block_index = dim3(x, y);
       block.run([&] { kernel(arguments...); });
     }
+  if (::emulator::hooks.after) ::emulator::hooks.after(::emulator::hooks.context);
+}
+
+template <class... Parameters, class... Arguments>
+void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
+            void*, const Arguments&... arguments) {
+  if (grid.x == 0 || grid.y == 0) return;
+  if (::emulator::recorder) {
+    ::emulator::recorder->push_back([=] { run_kernel(kernel, grid, threads, shared_bytes, arguments...); });
+    return;
+  }
+  run_kernel(kernel, grid, threads, shared_bytes, arguments...);
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU

@@ -40,7 +40,10 @@ void check_linear(const Shape& shape, bool with_bias, bool accumulate, const Run
     auto y = device.put(before.stored);
     run(device, kernels::LinearArgs<T, Y>{dx.data(), ldx, dw.data(), with_bias ? db.data() : nullptr,
                                           y.data(), ldy, K, accumulate});
-    check_values(y.values(), expected, bound(shape), bound(shape));
+    // cuBLASLt rounds once more before it adds the bias to what was there (seen on an H200); |values| < 8.
+    const bool library = std::string(device.name) == "cuda";
+    const double more = library && with_bias && accumulate ? 8 * kRounding<Y> : 0;
+    check_values(y.values(), expected, bound(shape) + more, bound(shape));
   });
 }
 

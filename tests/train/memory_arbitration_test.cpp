@@ -126,7 +126,7 @@ TEST_CASE("a pass that cannot fit is told with the key that would help") {
   const TaskData task = build_task(options, policy);
   ThreadPool pool(1);
   const Compute<float> compute(pool, kernels::detect_cpu_isa());
-  const std::size_t slab = RolloutEngine::slab_bytes(policy.config(), 0);
+  const std::size_t slab = RolloutEngine::slab_bytes(policy.config(), compute, 0);
   const BlockNeed need = block_need(options.rollout, longest_prompt(task.train_prompts));
   PpoMemory::Setting setting;
   setting.least_blocks = 4;
@@ -194,7 +194,8 @@ TEST_CASE("both lanes go on under random demands, and the samples are those of a
     };
     const auto alone = generate_all(*make(nullptr), policy.parameters().weights(), 0, requests(seed));
     const PassShape largest = PassShape::at_most(60, 3);
-    const std::size_t slab = RolloutEngine::slab_bytes(policy.config(), 0);
+    const std::size_t slab =
+        RolloutEngine::slab_bytes(policy.config(), Compute<float>(generate_pool, isa), 0);
     PpoMemory::Setting setting;
     setting.least_blocks = need.minimum;
     setting.budget_bytes = std::max<std::uint64_t>(

@@ -129,7 +129,8 @@ struct Attempt {
 
 /// Starts or resumes a run as the program does, until it is done or stopped.
 inline Attempt attempt(const RunOptions& options, PipelineSettings::Start start,
-                       const std::string& stop_stage = "", std::int64_t stop_step = 0) {
+                       const std::string& stop_stage = "", std::int64_t stop_step = 0,
+                       const Accelerator* accelerator = nullptr) {
   RunDirectory directory(options, start, {}, [](std::string_view) {});
   Watcher watcher(&directory);
   watcher.stop_stage = stop_stage;
@@ -139,6 +140,7 @@ inline Attempt attempt(const RunOptions& options, PipelineSettings::Start start,
   settings.directory = directory.path();
   settings.stop = &watcher.stop;
   settings.fingerprint = directory.fingerprint();
+  settings.accelerator = accelerator;
   Attempt result;
   try {
     Pipeline pipeline(options, settings, watcher);

@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include <exception>
+
 #include "rlhf/core/error.h"
 #include "rlhf/kernels/cuda/library_product.h"
 
@@ -61,17 +63,19 @@ class StreamDevice : public CudaDevice {
   }
   void copy(void* to, const void* from, std::size_t bytes) override {
     use();
-    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copying on the GPU");
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, static_cast<cudaStream_t>(queue())),
+          "copying on the GPU");
   }
   void zero(void* memory, std::size_t bytes) override {
     use();
-    check(cudaMemsetAsync(memory, 0, bytes, stream_), "clearing memory");
+    check(cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(queue())), "clearing memory");
   }
   void synchronize() override {
     use();
     check(cudaStreamSynchronize(stream_), "waiting for kernels");
   }
-  void* queue() override { return stream_; }
+  void* queue() override { return recorded_ == this ? recording_stream_ : stream_; }
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::size_t free_bytes() const override { return memory_info().free; }
   std::size_t total_bytes() const override { return memory_info().total; }
 
@@ -90,7 +94,53 @@ class StreamDevice : public CudaDevice {
 
   int index_;
   cudaStream_t stream_ = nullptr;
+  // Recording happens on a stream of its own: what other threads queue meanwhile is not recorded.
+  static thread_local const StreamDevice* recorded_;
+  static thread_local cudaStream_t recording_stream_;
 };
+thread_local const StreamDevice* StreamDevice::recorded_ = nullptr;
+thread_local cudaStream_t StreamDevice::recording_stream_ = nullptr;
+
+class Graph : public DeviceMemory::Recording {
+ public:
+  Graph(cudaGraphExec_t graph, cudaStream_t stream) : graph_(graph), stream_(stream) {}
+  ~Graph() override { cudaGraphExecDestroy(graph_); }
+  void replay() override { check(cudaGraphLaunch(graph_, stream_), "queueing a graph"); }
+
+ private:
+  cudaGraphExec_t graph_;
+  cudaStream_t stream_;
+};
+
+std::unique_ptr<DeviceMemory::Recording> StreamDevice::record(const std::function<void()>& work) {
+  use();
+  cudaStream_t stream = nullptr;
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "making a stream");
+  const std::unique_ptr<CUstream_st, cudaError_t (*)(cudaStream_t)> owner(stream, cudaStreamDestroy);
+  check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "beginning a graph");
+  recorded_ = this;
+  recording_stream_ = stream;
+  std::exception_ptr error;
+  try {
+    work();
+  } catch (...) {
+    error = std::current_exception();
+  }
+  recorded_ = nullptr;
+  cudaGraph_t graph = nullptr;
+  const cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+  if (error) {
+    if (graph) cudaGraphDestroy(graph);
+    cudaGetLastError();  // of the capture that was given up
+    std::rethrow_exception(error);
+  }
+  check(ended, "ending a graph");
+  cudaGraphExec_t executable = nullptr;
+  const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
+  cudaGraphDestroy(graph);
+  check(made, "making a graph");
+  return std::make_unique<Graph>(executable, stream_);
+}
 
 }  // namespace
 

@@ -1,0 +1,17 @@
+#include "rlhf/kernels/open_device.h"
+
+namespace rlhf {
+
+OpenDevice::OpenDevice(Device wanted) {
+  if (wanted == Device::kCpu) return;
+  const CudaStatus status = cuda_status();
+  if (!status.usable && wanted == Device::kAuto) {
+    text_ = "cpu (" + status.text + ")";
+    return;
+  }
+  cuda_ = CudaDevice::open();
+  accelerator_ = {&cuda_device_kernels<Bfloat16>(), cuda_.get(), cuda_->total_bytes(), status.text};
+  text_ = "cuda (" + status.text + ")";
+}
+
+}  // namespace rlhf

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "rlhf/kernels/accelerator.h"
+#include "rlhf/kernels/cuda_device.h"
+
+namespace rlhf {
+
+/// Where models run. AUTO: the first GPU where one can be used, else the CPU.
+enum class Device { kAuto, kCpu, kCuda };
+
+/// The device that was asked for, opened.
+class OpenDevice {
+ public:
+  /// @throws Error for kCuda, with what is missing, where no GPU can be used.
+  explicit OpenDevice(Device wanted);
+
+  /// Null on the CPU.
+  const Accelerator* accelerator() const { return accelerator_ ? &*accelerator_ : nullptr; }
+  /// Such as "cuda (NVIDIA H100 ...)" or "cpu (no NVIDIA driver was found ...)".
+  const std::string& text() const { return text_; }
+
+ private:
+  std::unique_ptr<CudaDevice> cuda_;
+  std::optional<Accelerator> accelerator_;
+  std::string text_ = "cpu";
+};
+
+}  // namespace rlhf

@@ -1,0 +1,97 @@
+#include "rlhf/model/resident_weights.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "rlhf/core/error.h"
+#include "rlhf/model/map_weights.h"
+
+namespace rlhf {
+namespace {
+
+// Elements that are rounded on the host at a time.
+constexpr std::size_t kChunk = std::size_t{4} << 20;
+
+bool holds(std::span<const float> range, const float* at) {
+  return !std::less<>()(at, range.data()) && std::less<>()(at, range.data() + range.size());
+}
+
+std::span<const float> host_of(const FrozenWeights& frozen) {
+  return {frozen.host.data(), frozen.host.size()};
+}
+
+}  // namespace
+
+ResidentWeights::ResidentWeights(const Accelerator& accelerator, const DecoderWeights<float>& weights,
+                                 Host host)
+    : accelerator_(accelerator),
+      host_(std::move(host)),
+      master_(host_.learning.size(), accelerator.memory),
+      gradient_(host_.gradient.size(), accelerator.memory),
+      shadow_(host_.learning.size(), accelerator.memory) {
+  for (const auto& frozen : host_.frozen)
+    if (frozen->device.size() == 0)
+      frozen->device = Buffer<Bfloat16>(frozen->host.size(), accelerator.memory);
+  const auto value = [&](const float* at, std::int64_t) -> const Bfloat16* {
+    if (holds(host_.learning, at)) return shadow_.data() + (at - host_.learning.data());
+    for (const auto& frozen : host_.frozen)
+      if (holds(host_of(*frozen), at)) return frozen->device.data() + (at - frozen->host.data());
+    fail<InternalError>("a tensor lies in none of its model's buffers");
+  };
+  weights_ = map_weights<Bfloat16>(weights, value, [&](const float* at, std::int64_t) {
+    return gradient_.data() + (at - host_.gradient.data());
+  });
+}
+
+const DecoderWeights<Bfloat16>& ResidentWeights::weights() {
+  const std::lock_guard lock(mutex_);
+  upload();
+  return weights_;
+}
+
+void ResidentWeights::upload() {
+  for (const auto& frozen : host_.frozen)
+    if (frozen->device_is_old.exchange(false)) upload_rounded(frozen->device.data(), host_of(*frozen));
+  if (!device_is_old_.exchange(false) || size() == 0) return;
+  accelerator_.memory->upload(master_.data(), host_.learning.data(), host_.learning.size_bytes());
+  accelerator_.kernels->narrow(shadow_.data(), master_.data(), static_cast<std::int64_t>(size()),
+                               accelerator_.memory->queue());
+}
+
+void ResidentWeights::upload_rounded(Bfloat16* to, std::span<const float> from) {
+  std::vector<Bfloat16> rounded;
+  for (std::size_t begin = 0; begin < from.size(); begin += kChunk) {
+    const auto part = from.subspan(begin, std::min(kChunk, from.size() - begin));
+    rounded.resize(part.size());
+    std::ranges::transform(part, rounded.begin(), [](float value) { return from_float<Bfloat16>(value); });
+    accelerator_.memory->upload(to + begin, rounded.data(), rounded.size() * sizeof(Bfloat16));
+  }
+}
+
+void ResidentWeights::zero_gradient() {
+  if (gradient_.size() > 0) accelerator_.memory->zero(gradient_.data(), gradient_.bytes());
+}
+
+void ResidentWeights::update_host() {
+  if (!host_is_old_.exchange(false)) return;
+  accelerator_.memory->download(host_.learning.data(), master_.data(), master_.bytes());
+}
+
+void ResidentWeights::copy_from(ResidentWeights& other) {
+  RLHF_CHECK(size() == other.size(), "a model with ", size(),
+             " learning weights cannot take those of one with ", other.size());
+  other.weights();
+  if (size() == 0) return;
+  accelerator_.memory->copy(master_.data(), other.master_.data(), master_.bytes());
+  accelerator_.memory->copy(shadow_.data(), other.shadow_.data(), shadow_.bytes());
+  device_is_old_ = false;
+  device_written();
+}
+
+const DecoderWeights<Bfloat16>& resident_weights(const DecoderWeights<float>& weights) {
+  RLHF_CHECK(weights.resident,
+             "a pass runs on an accelerator and the model does not: call Parameters::place_on first");
+  return weights.resident->weights();
+}
+
+}  // namespace rlhf

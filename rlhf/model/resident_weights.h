@@ -1,0 +1,82 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <vector>
+
+#include "rlhf/kernels/accelerator.h"
+#include "rlhf/model/decoder_weights.h"
+#include "rlhf/tensor/buffer.h"
+
+namespace rlhf {
+
+/// A flat array of frozen weights, which several models may share: on the host and, once a model that reads
+/// it runs there, rounded on a device.
+struct FrozenWeights {
+  explicit FrozenWeights(std::size_t size) : host(size) {}
+
+  Buffer<float> host;
+  Buffer<Bfloat16> device;
+  std::atomic<bool> device_is_old = true;
+};
+
+/// One model's weights in a device's memory. What learns is there as float master weights with their
+/// gradient, and rounded for passes; what is frozen is there rounded only.
+///
+/// The host has the same weights; either side may be written. It says so here, and the other side is brought
+/// up to date when it is read next.
+class ResidentWeights {
+ public:
+  /// Where the model's weights are on the host. All must outlive this.
+  struct Host {
+    std::vector<std::shared_ptr<FrozenWeights>> frozen;
+    std::span<float> learning;
+    std::span<float> gradient;  ///< empty for a model that is not trained here
+  };
+  ResidentWeights(const Accelerator& accelerator, const DecoderWeights<float>& weights, Host host);
+
+  const Accelerator& accelerator() const { return accelerator_; }
+  /// For passes. Brings what the host has written; may be called from several threads.
+  const DecoderWeights<Bfloat16>& weights();
+
+  /// What an optimizer reads and writes: [size()] on the device. Call `weights` before and `device_written`
+  /// after it.
+  std::size_t size() const { return host_.learning.size(); }
+  float* master() { return master_.data(); }
+  Bfloat16* shadow() { return shadow_.data(); }
+  float* gradient() { return gradient_.data(); }
+  void zero_gradient();
+
+  /// The host's learning weights have been, or are about to be, written; frozen ones say so themselves.
+  void host_written() { device_is_old_ = true; }
+  void device_written() { host_is_old_ = true; }
+  /// Brings what the device has written.
+  void update_host();
+  /// Takes over what another model of the same shape has learned, on the device.
+  void copy_from(ResidentWeights& other);
+
+  /// Bytes on the device: of this model's own weights (master and rounded) and gradient.
+  std::size_t learning_bytes() const { return master_.bytes() + shadow_.bytes(); }
+  std::size_t gradient_bytes() const { return gradient_.bytes(); }
+
+ private:
+  void upload();
+  void upload_rounded(Bfloat16* to, std::span<const float> from);
+
+  Accelerator accelerator_;
+  Host host_;
+  std::mutex mutex_;  ///< of `weights`
+  std::atomic<bool> device_is_old_ = true, host_is_old_ = false;
+  Buffer<float> master_, gradient_;
+  Buffer<Bfloat16> shadow_;
+  DecoderWeights<Bfloat16> weights_;
+};
+
+/// The weights that a pass on an accelerator reads. @throws InvalidArgument when the model was not placed
+/// there
+const DecoderWeights<Bfloat16>& resident_weights(const DecoderWeights<float>& weights);
+
+}  // namespace rlhf

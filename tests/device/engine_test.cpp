@@ -1,0 +1,154 @@
+// The rollout engine on an accelerator against full passes in float on the CPU, and against itself.
+#include <cmath>
+
+#include "tests/device/accelerators.h"
+#include "tests/rollout/support.h"
+
+using namespace rlhf;
+
+namespace {
+
+// Bfloat16 has 8 bits; logits of this model are of order 1, and some dozen roundings meet in each.
+constexpr float kTolerance = 0.06F;
+
+struct DeviceSetup {
+  const Accelerator& accelerator;
+  LanguageModel model = make_model();
+  ThreadPool pool{1};
+
+  explicit DeviceSetup(const Accelerator& device) : accelerator(device) {
+    model.parameters().place_on(device);
+  }
+  Compute<float> compute() { return {pool, kernels::detect_cpu_isa(), &accelerator}; }
+  std::unique_ptr<RolloutEngine> engine(RolloutEngineOptions options) {
+    if (options.num_blocks == 0) options.num_blocks = 64;
+    return std::make_unique<RolloutEngine>(model.config(), compute(), options,
+                                           [this](TokenId id) { return model.tokenizer().token_bytes(id); });
+  }
+};
+
+// The emulator runs a kernel's threads one by one.
+std::vector<GenerationRequest> few_requests() {
+  auto requests = mixed_requests();
+  requests.resize(8);
+  return requests;
+}
+
+bool is_plain(const GenerationRequest& request) {
+  return keeps_all(request.sampling) && request.sampling.repetition_penalty == 1;
+}
+
+}  // namespace
+
+TEST_CASE("an engine on an accelerator draws from the model's distribution and records it", "[device]") {
+  Setup host;
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    DeviceSetup setup(accelerator);
+    RolloutEngineOptions options;
+    options.max_sequences = 7;
+    options.max_tokens_per_step = 48;
+    const auto requests = few_requests();
+    const auto samples = run(*setup.engine(options), setup.model, requests);
+    std::size_t compared = 0;
+    for (const auto& [key, sample] : samples) {
+      const GenerationRequest& request = requests[key.first];
+      INFO("prompt " << key.first << ", sample " << key.second);
+      REQUIRE_FALSE(sample.tokens.empty());
+      CHECK(sample.tokens.size() <= static_cast<std::size_t>(request.stop.max_new_tokens));
+      if (!is_plain(request) || key.second > 0) continue;
+      const bool takes_best = is_greedy(request.sampling);
+      std::vector<TokenId> tokens = request.prompt;
+      for (std::size_t t = 0; t < sample.tokens.size(); ++t) {
+        const auto expected = host.next_logprobs(tokens, takes_best ? 1 : request.sampling.temperature);
+        const auto chosen = static_cast<std::size_t>(sample.tokens[t]);
+        CHECK(std::abs(sample.logprobs[t] - expected[chosen]) < kTolerance);
+        if (takes_best) CHECK(expected[chosen] > *std::ranges::max_element(expected) - kTolerance);
+        tokens.push_back(sample.tokens[t]);
+        ++compared;
+      }
+    }
+    CHECK(compared > 20);
+  });
+}
+
+TEST_CASE("on an accelerator a sample depends neither on its neighbours nor on the cache's size",
+          "[device]") {
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    DeviceSetup setup(accelerator);
+    RolloutEngineOptions together, alone, tight;
+    together.max_sequences = 16;
+    alone.max_sequences = 1;
+    alone.max_tokens_per_step = 16;
+    tight.max_sequences = 16;
+    tight.num_blocks = 12;  // preempts
+    const auto requests = few_requests();
+    const auto expected = run(*setup.engine(together), setup.model, requests);
+    for (const RolloutEngineOptions& other : {alone, tight}) {
+      const auto got = run(*setup.engine(other), setup.model, requests);
+      REQUIRE(got.size() == expected.size());
+      for (const auto& [key, sample] : expected) check_equal(got.at(key), sample);
+    }
+  });
+}
+
+TEST_CASE("an accelerator's cache gives blocks back between steps and goes on from what has moved",
+          "[device]") {
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    DeviceSetup setup(accelerator);
+    RolloutEngineOptions options;
+    options.max_sequences = 6;
+    options.num_blocks = 40;
+    const auto requests = few_requests();
+    const auto expected = run(*setup.engine(options), setup.model, requests);
+    Arena arena;
+    const std::size_t slab = RolloutEngine::slab_bytes(setup.model.config(), setup.compute(), 0);
+    arena.open(41 * slab, slab, accelerator.memory);
+    options.arena = &arena;
+    const auto engine = setup.engine(options);
+    std::map<Key, Sample> samples;
+    for (const GenerationRequest& request : requests) engine->submit(request);
+    for (int step = 0; engine->busy(); ++step) {
+      REQUIRE(step < 2000);
+      engine->set_block_limit(step % 3 == 0 ? 14 : 40);
+      if (step % 3 == 0) {  // somebody else writes where blocks were
+        Buffer<std::byte> other((40 - 14) * slab, &arena);
+        accelerator.memory->zero(other.data(), other.size());
+      }
+      engine->step(setup.model.parameters().weights(), 0);
+      while (auto sample = engine->try_take()) {
+        const Key key{sample->prompt_id, sample->sample_index};
+        samples.emplace(key, std::move(*sample));
+      }
+    }
+    REQUIRE(samples.size() == expected.size());
+    for (const auto& [key, sample] : expected) check_equal(samples.at(key), sample);
+  });
+}
+
+TEST_CASE("logits that are not finite on an accelerator name prompt and layer", "[device]") {
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    DeviceSetup setup(accelerator);
+    LanguageModel broken = make_model();
+    for (auto& entry : broken.parameters().entries())
+      if (entry.spec.layer == 1 && entry.spec.role == TensorRole::kDown) entry.value[0] = std::nanf("");
+    broken.parameters().place_on(accelerator);
+    const auto engine = setup.engine({});
+    engine->submit(make_request(3, 5, 4));
+    CHECK_THROWS_WITH(engine->step(broken.parameters().weights(), 0),
+                      Catch::Contains("prompt 3") && Catch::Contains("layer 2 of 2"));
+  });
+}
+
+TEST_CASE("an engine on an accelerator needs a model that is there", "[device]") {
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    DeviceSetup setup(accelerator);
+    const LanguageModel elsewhere = make_model();
+    const auto engine = setup.engine({});
+    engine->submit(make_request(3, 5, 4));
+    CHECK_THROWS_WITH(engine->step(elsewhere.parameters().weights(), 0), Catch::Contains("place_on"));
+  });
+}

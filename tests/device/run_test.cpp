@@ -1,0 +1,87 @@
+// Whole runs on an accelerator.
+#include "tests/device/accelerators.h"
+#include "tests/train/tiny_run.h"
+
+using namespace rlhf;
+using Start = PipelineSettings::Start;
+
+namespace {
+
+// Small: the emulator runs a kernel's threads one by one.
+std::vector<std::string> small(std::vector<std::string> overrides = {}) {
+  const std::vector<std::string> sizes = {"stages=[sft, ppo]",
+                                          "sft.max_steps=3",
+                                          "rollout.max_new_tokens=4",
+                                          "ppo.iterations=2",
+                                          "ppo.critic_init=policy",
+                                          "ppo.reward_model_weight=0",
+                                          "ppo.algorithm.prompts_per_step=2",
+                                          "ppo.algorithm.epochs=1",
+                                          "ppo.algorithm.mini_batches=1"};
+  overrides.insert(overrides.end(), sizes.begin(), sizes.end());
+  return overrides;
+}
+
+Attempt attempt_on(const Accelerator& accelerator, const RunOptions& options, Start start,
+                   const std::string& stop_stage = "", std::int64_t stop_step = 0) {
+  return attempt(options, start, stop_stage, stop_step, &accelerator);
+}
+
+std::string final_policy(const TinyData& data, const std::string& run) {
+  return read_text_file(data.path(run) / "checkpoints" / "ppo.final.safetensors");
+}
+
+}  // namespace
+
+TEST_CASE("a run on an accelerator learns as on the CPU, and goes on exactly where it was stopped",
+          "[device]") {
+  const TinyData data;
+  const Attempt on_host = attempt(data.options("host", small()), Start::kFresh);
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    const std::string name = accelerator.name;
+    const Attempt whole = attempt_on(accelerator, data.options(name, small()), Start::kFresh);
+    REQUIRE(whole.steps.size() == on_host.steps.size());
+    for (const auto& [key, metrics] : whole.steps) {
+      if (key.first == "ppo" || key.first.starts_with("eval")) continue;  // other samples are drawn
+      INFO(key.first << " " << key.second);
+      const double expected = metric(on_host.steps.at(key), "loss", -1);
+      CHECK(std::abs(metric(metrics, "loss", -2) - expected) < 0.03 * (1 + std::abs(expected)));
+    }
+    const Metrics& last = whole.steps.at({"ppo", 2});
+    CHECK(metric(last, "optimizer/skipped_steps", 0) == 0);
+    CHECK(std::isfinite(metric(last, "loss/policy", std::nan(""))));
+    for (const auto& [stage, step] : {std::pair<std::string, std::int64_t>{"sft", 2}, {"ppo", 1}}) {
+      const std::string again = name + "-" + stage;
+      REQUIRE(attempt_on(accelerator, data.options(again, small()), Start::kFresh, stage, step).stopped);
+      REQUIRE_FALSE(attempt_on(accelerator, data.options(again, small()), Start::kResume).stopped);
+      CHECK((final_policy(data, again) == final_policy(data, name)));
+    }
+  });
+}
+
+TEST_CASE("every scheduling mode and a small budget run on an accelerator", "[device]") {
+  const TinyData data;
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    const auto run = [&](const std::string& name, const std::vector<std::string>& overrides) {
+      REQUIRE_FALSE(attempt_on(accelerator, data.options(name, small(overrides)), Start::kFresh).stopped);
+      return final_policy(data, name);
+    };
+    const std::string serial = run("serial", {});
+    CHECK((run("streamed", {"schedule.mode=streamed"}) == serial));
+    CHECK((run("trunk", {"model.trainable=last_layers", "model.last_layers=1"}) != serial));
+    run("async", {"schedule.mode=async", "schedule.max_staleness=2"});
+    const std::string late = run("late", {"schedule.mode=one_step_off"});
+    CHECK((run("later", {"schedule.mode=one_step_off"}) == late));
+    CHECK((run("tight", {"memory.budget=1MiB"}) == serial));
+  });
+}
+
+TEST_CASE("what an accelerator cannot do is refused with the key", "[device]") {
+  const TinyData data;
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    CHECK_THROWS_WITH(attempt_on(accelerator, data.options("int8", {"rollout.weights=int8"}), Start::kFresh),
+                      Catch::Contains("rollout.weights"));
+  });
+}
