@@ -75,7 +75,8 @@ TEMPLATE_TEST_CASE("attention equals the plain loop on every device", "[device]"
   for (const AttentionShape shape :
        {AttentionShape{1, 1, 64}, AttentionShape{3, 3, 80}, AttentionShape{6, 2, 64},
         AttentionShape{8, 2, 96, 20}, AttentionShape{7, 1, 128}, AttentionShape{2, 2, 256},
-        AttentionShape{10, 2, 256, 5, 3.0}, AttentionShape{4, 4, 2}, AttentionShape{5, 1, 34, 0, 2.0}}) {
+        AttentionShape{10, 2, 256, 5, 3.0}, AttentionShape{4, 4, 2}, AttentionShape{5, 1, 34, 0, 2.0},
+        AttentionShape{4, 1, 128, 33}, AttentionShape{2, 2, 132}}) {
     const Inputs<T> in(rows, shape);
     std::vector<double> lse;
     const std::vector<double> expected = in.reference(rows).forward(&lse);
