@@ -94,11 +94,11 @@ __device__ inline void sum_part(const float (&values)[kThreadLogits], float scal
   maximum = maxima[0];
 #pragma unroll
   for (int warp = 1; warp < kLogitsWarps; ++warp) maximum = fmaxf(maximum, maxima[warp]);
+  const float shift = maximum == -INFINITY ? 0 : maximum;  // -inf - shift is -inf, and e^-inf is 0
   float sum = 0, moment = 0;
 #pragma unroll
   for (int i = 0; i < kThreadLogits; ++i) {
-    const float x = (values[i] - maximum) * scale;
-    const float e = values[i] == -INFINITY ? 0 : expf(x);
+    const float x = (values[i] - shift) * scale, e = expf(x);
     sum += e;
     moment += e > 0 ? e * x : 0;  // not 0 times -inf
   }
