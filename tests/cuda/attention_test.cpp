@@ -172,6 +172,20 @@ TEMPLATE_TEST_CASE("a row of attention has the same bits alone and in any batch"
   });
 }
 
+TEMPLATE_TEST_CASE("blocks of keys that do not start at multiples of 16 bytes are refused", "[device]", float,
+                   Bfloat16) {
+  using T = TestType;
+  const AttentionShape shape{1, 1, 8};
+  on_every_device<T>([&](const TestDevice<T>& device) {
+    if (std::string(device.name) == "cpu") return;  // takes any address
+    const auto blocks = device.put(std::vector<T>(index_of(shape.block_stride() + 1)));
+    CHECK_THROWS_WITH(device.ops->attention({cache_args<T>(shape, blocks.data() + 1, blocks.data()), nullptr,
+                                             8, nullptr, nullptr, 0, nullptr},
+                                            kernels::PassRows{}, device.queue()),
+                      ContainsSubstring("blocks of K and V must start at multiples of 16 bytes"));
+  });
+}
+
 TEMPLATE_TEST_CASE("attention gradients equal the plain loop on every device", "[device]", float, Bfloat16) {
   using T = TestType;
   const AttentionCase rows(kShort);
