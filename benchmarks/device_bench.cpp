@@ -139,13 +139,20 @@ class Bench {
     DeviceBuffer<kernels::LogitsRow> statistics(memory_, static_cast<std::size_t>(rows));
     DeviceBuffer<kernels::DrawKey> keys(
         memory_, std::vector<kernels::DrawKey>(static_cast<std::size_t>(rows), {1, 2, 3, 4, 1, false}));
+    DeviceBuffer<double> workspace(memory_, static_cast<std::size_t>(kernels::logits_workspace(rows, V)));
     const double bytes = static_cast<double>(rows * V) * sizeof(Wide<T>);
     time("logits", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
-      ops_.logits({values.data(), V, 1, 0, targets.data(), statistics.data(), nullptr, nullptr}, rows,
-                  memory_.queue());
+      ops_.logits(
+          {values.data(), V, 1, 0, targets.data(), statistics.data(), nullptr, nullptr, workspace.data()},
+          rows, memory_.queue());
     });
     time("draw", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
-      ops_.draw({values.data(), V, keys.data(), drawn.data()}, rows, memory_.queue());
+      ops_.draw({values.data(), V, keys.data(), drawn.data(), nullptr, workspace.data()}, rows,
+                memory_.queue());
+    });
+    time("draw with statistics", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
+      ops_.draw({values.data(), V, keys.data(), drawn.data(), statistics.data(), workspace.data()}, rows,
+                memory_.queue());
     });
   }
 

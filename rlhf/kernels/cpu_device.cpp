@@ -226,24 +226,35 @@ void logits_grad(const LogitsArgs<T>& args, std::int64_t rows, void* queue) {
   });
 }
 
+// One row's token, and its statistics where they are wanted.
 template <class T>
-TokenId draw_one(const T* logits, std::int64_t V, const DrawKey& key) {
+TokenId draw_one(const T* logits, std::int64_t V, const DrawKey& key, LogitsRow* statistics) {
   const T* largest = std::max_element(logits, logits + V);
   const bool has_nan = std::any_of(logits, logits + V, [](T x) { return std::isnan(x); });
+  if (statistics) *statistics = {NAN, NAN, NAN, NAN};
   if (has_nan || !std::isfinite(*largest)) return -1;
-  if (key.greedy) return static_cast<TokenId>(largest - logits);
-  const auto weight = [&](std::int64_t i) {
-    return std::exp((static_cast<double>(logits[i]) - static_cast<double>(*largest)) * key.inv_temperature);
+  if (key.greedy && !statistics) return static_cast<TokenId>(largest - logits);
+  const double scale = key.greedy ? 1 : key.inv_temperature;
+  const auto exponent = [&](std::int64_t i) {
+    return (static_cast<double>(logits[i]) - static_cast<double>(*largest)) * scale;
   };
-  double mass = 0, below = 0;
-  for (std::int64_t i = 0; i < V; ++i) mass += weight(i);
-  const double target = uniform_at(key.seed, key.a, key.b, key.c) * mass;
-  std::int64_t last = 0;
+  double mass = 0, below = 0, moment = 0;
   for (std::int64_t i = 0; i < V; ++i) {
-    if (weight(i) <= 0) continue;
-    below += weight(i);
+    const double weight = std::exp(exponent(i));
+    mass += weight;
+    if (weight > 0) moment += weight * exponent(i);
+  }
+  std::int64_t last = largest - logits;
+  const double target = uniform_at(key.seed, key.a, key.b, key.c) * mass;
+  for (std::int64_t i = 0; i < V && !key.greedy && below <= target; ++i) {
+    const double weight = std::exp(exponent(i));
+    if (weight <= 0) continue;
+    below += weight;
     last = i;
-    if (below > target) break;
+  }
+  if (statistics) {
+    const double log_mass = std::log(mass), max = static_cast<double>(*largest) * scale;
+    *statistics = {max, max + log_mass, exponent(last) - log_mass, log_mass - moment / mass};
   }
   return static_cast<TokenId>(last);
 }
@@ -251,7 +262,8 @@ TokenId draw_one(const T* logits, std::int64_t V, const DrawKey& key) {
 template <class T>
 void draw(const DrawArgs<T>& args, std::int64_t rows, void* queue) {
   compute_of<T>(queue).for_rows(rows, 60 * args.V, [&](std::int64_t i) {
-    args.tokens[i] = draw_one(args.logits + i * args.V, args.V, args.keys[i]);
+    args.tokens[i] = draw_one(args.logits + i * args.V, args.V, args.keys[i],
+                              args.statistics ? args.statistics + i : nullptr);
   });
 }
 

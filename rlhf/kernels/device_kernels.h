@@ -136,6 +136,7 @@ struct LogitsArgs {
   LogitsRow* statistics;            ///< [rows]: written by logits, read by logits_grad
   const Wide<T>* dlogprobs;         ///< [rows], logits_grad only
   const Wide<T>* dentropies;        ///< [rows] or null
+  double* workspace;                ///< logits_workspace() elements; the CPU and logits_grad need none
 };
 
 /// Coordinates of one draw, as uniform_at takes them.
@@ -147,13 +148,17 @@ struct DrawKey {
 };
 
 /// Draws by inversion from softmax(logits * inv_temperature): the first token, in ascending order, at which
-/// the cumulative probability exceeds the uniform number.
+/// the cumulative probability exceeds the uniform number. What a sampler keeps of the row comes out of the
+/// same passes over it.
 template <class T>
 struct DrawArgs {
   const Wide<T>* logits;  ///< [rows, V], after the soft cap
   std::int64_t V;
   const DrawKey* keys;  ///< [rows]
   TokenId* tokens;      ///< [rows]; -1 where the row has a NaN or no finite maximum
+  /// [rows] at the row's temperature (1 when greedy), of the drawn token; NaN where that is -1. Or null.
+  LogitsRow* statistics;
+  double* workspace;  ///< logits_workspace() elements; the CPU needs none
 };
 
 /// One AdamW update of a flat buffer (rlhf/kernels/adamw.h) that also writes the weights the passes read.
@@ -219,6 +224,17 @@ inline constexpr std::int64_t kSumPartials = 256;
 constexpr std::int64_t attention_workspace(std::int64_t rows, std::int64_t N, std::int64_t H,
                                            std::int64_t max_keys, std::int64_t window) {
   return part_offset(rows, 0, 0, N, max_attention_parts(max_keys, window), H);
+}
+
+/// On a GPU a row of logits is cut into parts of so many tokens, whatever the number of rows.
+inline constexpr std::int64_t kLogitsPart = 4096;
+inline constexpr std::int64_t kPartDoubles = 3;  ///< that a part leaves
+constexpr std::int64_t logits_parts(std::int64_t V) {
+  return ceil_div(V, kLogitsPart);
+}
+/// Elements of LogitsArgs::workspace and DrawArgs::workspace on a GPU.
+constexpr std::int64_t logits_workspace(std::int64_t rows, std::int64_t V) {
+  return rows * logits_parts(V) * kPartDoubles;
 }
 
 /// The CPU's table; T is float or double.

@@ -75,7 +75,8 @@ TEMPLATE_TEST_CASE("attention equals the plain loop on every device", "[device]"
   for (const AttentionShape shape :
        {AttentionShape{1, 1, 64}, AttentionShape{3, 3, 80}, AttentionShape{6, 2, 64},
         AttentionShape{8, 2, 96, 20}, AttentionShape{7, 1, 128}, AttentionShape{2, 2, 256},
-        AttentionShape{10, 2, 256, 5, 3.0}, AttentionShape{4, 4, 2}, AttentionShape{5, 1, 34, 0, 2.0}}) {
+        AttentionShape{10, 2, 256, 5, 3.0}, AttentionShape{4, 4, 2}, AttentionShape{5, 1, 34, 0, 2.0},
+        AttentionShape{4, 1, 128, 33}, AttentionShape{2, 2, 132}}) {
     const Inputs<T> in(rows, shape);
     std::vector<double> lse;
     const std::vector<double> expected = in.reference(rows).forward(&lse);
@@ -168,6 +169,20 @@ TEMPLATE_TEST_CASE("a row of attention has the same bits alone and in any batch"
                            alone = run_forward(device, rows, in, rows.rows() - 1);
     CHECK(exact(last(batch.out, alone.out.size())) == exact(alone.out));
     CHECK(last(batch.lse, alone.lse.size()) == alone.lse);
+  });
+}
+
+TEMPLATE_TEST_CASE("blocks of keys that do not start at multiples of 16 bytes are refused", "[device]", float,
+                   Bfloat16) {
+  using T = TestType;
+  const AttentionShape shape{1, 1, 8};
+  on_every_device<T>([&](const TestDevice<T>& device) {
+    if (std::string(device.name) == "cpu") return;  // takes any address
+    const auto blocks = device.put(std::vector<T>(index_of(shape.block_stride() + 1)));
+    CHECK_THROWS_WITH(device.ops->attention({cache_args<T>(shape, blocks.data() + 1, blocks.data()), nullptr,
+                                             8, nullptr, nullptr, 0, nullptr},
+                                            kernels::PassRows{}, device.queue()),
+                      ContainsSubstring("blocks of K and V must start at multiples of 16 bytes"));
   });
 }
 

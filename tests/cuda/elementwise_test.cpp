@@ -27,7 +27,7 @@ TEMPLATE_TEST_CASE("activations equal their formulas on every device", "[device]
   using T = TestType;
   for (const GluKind kind : {GluKind::kSilu, GluKind::kGeluTanh, GluKind::kGeluTanhPlain})
     for (const std::int64_t rows : {0, 1, 5})
-      for (const std::int64_t F : {1, 33, 128}) {
+      for (const std::int64_t F : {1, 33, 128, 2052}) {
         const bool gated = kind != GluKind::kGeluTanhPlain;
         const std::int64_t width = gated ? 2 * F : F;
         const Values<T> x = random_rounded<T>(rows * width, 1, 3), dy = random_rounded<T>(rows * F, 2);
@@ -78,10 +78,26 @@ TEMPLATE_TEST_CASE("vector operations equal plain loops on every device", "[devi
   }
 }
 
+TEMPLATE_TEST_CASE("vector operations take any address on every device", "[device]", float, Bfloat16) {
+  using T = TestType;
+  const std::int64_t n = 100;
+  const Values<T> x = random_rounded<T>(n, 1), y = random_rounded<T>(n, 2);
+  for (const std::int64_t begin : {1, 2, 8})
+    on_every_device<T>([&](const TestDevice<T>& device) {
+      INFO(device.name << ", from element " << begin);
+      auto from = device.put(x.stored), sum = device.put(y.stored);
+      device.ops->add(sum.data() + begin, from.data(), n - begin - 1, device.queue());
+      std::vector<double> expected = y.exact;
+      for (std::int64_t i = begin; i < n - 1; ++i)
+        expected[at(i)] = exact(round_to<T>(static_cast<float>(y.exact[at(i)] + x.exact[at(i - begin)])));
+      CHECK(exact(sum.values()) == expected);
+    });
+}
+
 TEMPLATE_TEST_CASE("embedding rows and their gradient equal plain loops on every device", "[device]", float,
                    Bfloat16) {
   using T = TestType;
-  const std::int64_t V = 11, D = 70, max_positions = 9;
+  const std::int64_t V = 11, D = GENERATE(70, 72), max_positions = 9;
   const std::vector<TokenId> tokens = {3, 10, 3, 0, 3};
   const std::vector<std::int32_t> positions = {0, 1, 2, 8, 0};
   const auto rows = static_cast<std::int64_t>(tokens.size());
@@ -118,7 +134,8 @@ TEMPLATE_TEST_CASE("embedding rows and their gradient equal plain loops on every
 TEMPLATE_TEST_CASE("rows are gathered, added back and blocks copied on every device", "[device]", float,
                    Bfloat16) {
   using T = TestType;
-  const std::int64_t D = 37, layers = 2, stride = 300, blocks = 4;
+  // Rows and blocks that start at multiples of 16 bytes, and others.
+  const std::int64_t D = GENERATE(37, 40), layers = 2, stride = GENERATE(304, 301), blocks = 4;
   const Values<T> from = random_rounded<T>(6 * D, 1), small = random_rounded<T>(3 * D, 2),
                   cache = random_rounded<T>(layers * blocks * stride, 3);
   const std::vector<std::int64_t> index = {5, 0, 2};

@@ -5,9 +5,9 @@
 //
 // It is stricter than a GPU where it can be: shared memory has exactly the bytes asked for, on the heap (the
 // address sanitizer sees an access beyond it), and is full of NaN at the start of a block; a thread that
-// ends, or waits elsewhere, while others wait is an error; and `order` starts threads in ascending,
-// descending or mixed order, so that a missing barrier changes results. It cannot show: races between blocks,
-// alignment of vector loads, limits of the hardware.
+// ends, or waits elsewhere, while others wait is an error; an access of 16 bytes elsewhere than at a multiple
+// of 16 is one too; and `order` starts threads in ascending, descending or mixed order, so that a missing
+// barrier changes results. It cannot show: races between blocks, limits of the hardware.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/bfloat16.h"
 
 #define __global__
 #define __device__
@@ -62,7 +63,7 @@ class Block {
     if (shared_bytes > 48 << 10)
       throw std::logic_error("emulator: " + std::to_string(shared_bytes) + " bytes of shared memory");
     shared_bytes_ = shared_bytes;
-    shared_.reset(new unsigned char[std::max<std::size_t>(shared_bytes, 1)]);
+    shared_.reset(new unsigned char[std::max<std::size_t>(shared_bytes, 1)]);  // aligned as a GPU's, to 16
     for (std::size_t i = 0; i < threads_.size(); ++i) {
       threads_[i].stack.reset(new unsigned char[kStackBytes]);
       start_order_.push_back(i);
@@ -83,6 +84,7 @@ class Block {
     context_ = &body;
     current_block = this;
     barrier_arrived_ = barriers_passed_ = 0;
+    misaligned_ = false;
     for (Thread& t : threads_) {
       t.done = t.started = false;
       t.barriers = t.shuffles = 0;
@@ -95,7 +97,11 @@ class Block {
         throw std::logic_error("emulator: threads wait at a barrier or shuffle that others never reach");
     }
     if (barrier_arrived_ != 0) throw std::logic_error("emulator: a barrier that not all threads reach");
+    if (misaligned_) throw std::logic_error("emulator: an access of 16 bytes at another address");
   }
+
+  /// Notes an access of 16 bytes; `run` reports it, as a thread's stack cannot throw.
+  void check_wide(const void* address) { misaligned_ |= reinterpret_cast<std::uintptr_t>(address) % 16 != 0; }
 
   void barrier() {
     Thread& me = threads_[current_];
@@ -187,7 +193,7 @@ class Block {
   std::vector<std::size_t> start_order_;
   std::unique_ptr<unsigned char[]> shared_;
   std::size_t shared_bytes_ = 0, current_ = 0, barrier_arrived_ = 0, barriers_passed_ = 0;
-  bool progressed_ = false;
+  bool progressed_ = false, misaligned_ = false;
   jmp_buf scheduler_;
   void (*body_)(const void*) = nullptr;
   const void* context_ = nullptr;
@@ -221,6 +227,22 @@ namespace rlhf::kernels::RLHF_GPU {
 template <class V>
 V* block_shared() {
   return reinterpret_cast<V*>(::emulator::Block::current_block->shared());
+}
+
+inline void load_16_bytes(std::uint32_t (&to)[4], const void* from) {
+  ::emulator::Block::current_block->check_wide(from);
+  std::memcpy(to, from, sizeof(to));
+}
+inline void store_16_bytes(void* to, const std::uint32_t (&from)[4]) {
+  ::emulator::Block::current_block->check_wide(to);
+  std::memcpy(to, from, sizeof(from));
+}
+inline void prefetch_line(const void*) {}
+inline std::uint32_t round_pair(float low, float high) {
+  return from_float<Bfloat16>(low).bits | static_cast<std::uint32_t>(from_float<Bfloat16>(high).bits) << 16;
+}
+inline float quick_quotient(float a, float b) {
+  return a / b;
 }
 
 template <class... Parameters, class... Arguments>

@@ -26,6 +26,12 @@ __global__ void divergent_kernel(bool leave) {
   if (threadIdx.x < 40) __syncthreads();
 }
 
+__global__ void wide_kernel(const std::uint32_t* from, std::uint32_t* to) {
+  std::uint32_t words[4];
+  device::load_16_bytes(words, from);
+  if (threadIdx.x == 0) device::store_16_bytes(to, words);
+}
+
 std::vector<int> run_reverse(emulator::Order order, bool with_barrier) {
   emulator::order = order;
   std::vector<int> out(128);
@@ -67,4 +73,14 @@ TEST_CASE("launches that a GPU would refuse are errors") {
                     ContainsSubstring("48 threads"));
   CHECK_THROWS_WITH(device::launch("divergent", divergent_kernel, dim3(1), 64, 50000, nullptr, false),
                     ContainsSubstring("50000 bytes"));
+}
+
+TEST_CASE("the emulator refuses an access of 16 bytes that is not aligned") {
+  alignas(16) std::uint32_t numbers[12] = {1, 2, 3, 4, 5, 6, 7, 8};
+  const std::uint32_t* from = numbers;
+  std::uint32_t* to = numbers + 8;
+  device::launch("wide", wide_kernel, dim3(1), 32, 0, nullptr, from + 4, to);
+  CHECK(to[3] == 8);
+  CHECK_THROWS_WITH(device::launch("wide", wide_kernel, dim3(1), 32, 0, nullptr, from + 1, to),
+                    ContainsSubstring("an access of 16 bytes at another address"));
 }

@@ -37,7 +37,8 @@ TEMPLATE_TEST_CASE("log-probs, entropies and gradients equal the plain loop on e
                    float, Bfloat16) {
   using T = TestType;
   const std::int64_t rows = 3;
-  for (const std::int64_t V : {1, 2, 100, 257, 3001})
+  // Below, at and above the tokens that one block reads, aligned rows and others.
+  for (const std::int64_t V : {1, 2, 100, 257, 4096, 8197})
     for (const double temperature : {1.0, 0.7})
       for (const double softcap : {0.0, 4.0}) {
         const Values<float> logits = random_rounded<float>(rows * V, 1, 3),
@@ -65,9 +66,10 @@ TEMPLATE_TEST_CASE("log-probs, entropies and gradients equal the plain loop on e
                dent = device.put(dentropies.stored);
           auto ids = device.put(targets);
           auto statistics = device.put(std::vector<kernels::LogitsRow>(at(rows)));
-          const kernels::LogitsArgs<T> args{values.data(), V,          1 / temperature,
-                                            softcap,       ids.data(), statistics.data(),
-                                            dlp.data(),    dent.data()};
+          auto workspace = device.put(std::vector<double>(at(kernels::logits_workspace(rows, V)), NAN));
+          const kernels::LogitsArgs<T> args{values.data(), V,           1 / temperature,
+                                            softcap,       ids.data(),  statistics.data(),
+                                            dlp.data(),    dent.data(), workspace.data()};
           device.ops->logits(args, rows, device.queue());
           check_values(values.values(), capped, 2e-6, 2e-6);
           const std::vector<kernels::LogitsRow> got = statistics.values();
@@ -94,8 +96,10 @@ TEMPLATE_TEST_CASE("log-probs of far apart logits are finite and exact on every 
     auto values = device.put(logits);
     auto ids = device.put(std::vector<TokenId>{6});
     auto statistics = device.put(std::vector<kernels::LogitsRow>(1));
-    device.ops->logits({values.data(), V, 1, 0, ids.data(), statistics.data(), nullptr, nullptr}, 1,
-                       device.queue());
+    auto workspace = device.put(std::vector<double>(at(kernels::logits_workspace(1, V)), NAN));
+    device.ops->logits(
+        {values.data(), V, 1, 0, ids.data(), statistics.data(), nullptr, nullptr, workspace.data()}, 1,
+        device.queue());
     CHECK(statistics.values()[0].logprob == -1000);
     CHECK(statistics.values()[0].entropy == Approx(0).margin(1e-12));
   });
@@ -105,7 +109,7 @@ TEMPLATE_TEST_CASE("draws invert the cumulative probabilities at the counter's u
                    float, Bfloat16) {
   using T = TestType;
   const std::int64_t rows = 40;
-  for (const std::int64_t V : {1, 7, 1024, 1500, 5000}) {
+  for (const std::int64_t V : {1, 7, 1500, 4096, 9001}) {
     Values<float> logits = random_rounded<float>(rows * V, 1, 2);
     std::vector<kernels::DrawKey> keys;
     for (std::int64_t r = 0; r < rows; ++r) {
@@ -120,13 +124,23 @@ TEMPLATE_TEST_CASE("draws invert the cumulative probabilities at the counter's u
       auto values = device.put(logits.stored);
       auto counters = device.put(keys);
       auto tokens = device.put(std::vector<TokenId>(at(rows), -7));
-      device.ops->draw({values.data(), V, counters.data(), tokens.data()}, rows, device.queue());
+      auto statistics = device.put(std::vector<kernels::LogitsRow>(at(rows)));
+      auto workspace = device.put(std::vector<double>(at(kernels::logits_workspace(rows, V)), NAN));
+      device.ops->draw(
+          {values.data(), V, counters.data(), tokens.data(), statistics.data(), workspace.data()}, rows,
+          device.queue());
       const std::vector<TokenId> drawn = tokens.values();
+      const std::vector<kernels::LogitsRow> got = statistics.values();
       std::int64_t off = 0;
       for (std::int64_t r = 0; r < rows; ++r) {
         const double* row = logits.exact.data() + r * V;
         const auto largest = std::max_element(row, row + V) - row;
         if (drawn[at(r)] < 0 || drawn[at(r)] >= V) FAIL("row " << r << " drew " << drawn[at(r)]);
+        const RowReference expected(row, V, keys[at(r)].greedy ? 1 : 1 / 1.25, 0, drawn[at(r)]);
+        CHECK(got[at(r)].max == Approx(expected.max).margin(1e-5));
+        CHECK(got[at(r)].lse == Approx(expected.lse).margin(1e-5));
+        CHECK(got[at(r)].logprob == Approx(expected.logprob).margin(1e-5));
+        CHECK(got[at(r)].entropy == Approx(expected.entropy).margin(1e-5));
         if (keys[at(r)].greedy) {
           off += drawn[at(r)] != largest;
           continue;
@@ -159,9 +173,76 @@ TEMPLATE_TEST_CASE("rows that cannot be drawn from give -1", "[device]", float, 
     auto values = device.put(logits);
     auto counters = device.put(std::vector<kernels::DrawKey>(4, {1, 2, 3, 4, 1, false}));
     auto tokens = device.put(std::vector<TokenId>(4, -7));
-    device.ops->draw({values.data(), V, counters.data(), tokens.data()}, 4, device.queue());
+    auto statistics = device.put(std::vector<kernels::LogitsRow>(4));
+    auto workspace = device.put(std::vector<double>(at(kernels::logits_workspace(4, V)), NAN));
+    device.ops->draw({values.data(), V, counters.data(), tokens.data(), statistics.data(), workspace.data()},
+                     4, device.queue());
     const std::vector<TokenId> drawn = tokens.values();
+    for (std::size_t r = 0; r < 3; ++r) CHECK(std::isnan(statistics.values()[r].logprob));
+    CHECK(statistics.values()[3].entropy == Approx(std::log(V)));
     CHECK(std::vector<TokenId>(drawn.begin(), drawn.begin() + 3) == std::vector<TokenId>{-1, -1, -1});
     CHECK(drawn[3] == static_cast<TokenId>(uniform_at(1, 2, 3, 4) * static_cast<double>(V)));
+  });
+}
+
+TEMPLATE_TEST_CASE("greedy rows take the lowest of equal tokens, whatever part it is in", "[device]", float,
+                   Bfloat16) {
+  using T = TestType;
+  // Parts without any finite logit before, between and after.
+  const std::int64_t V = 5 * kernels::kLogitsPart + 1;
+  const std::vector<TokenId> expected = {4097, 12287, static_cast<TokenId>(V - 1)};
+  std::vector<float> logits(at(3 * V), -INFINITY);
+  for (std::size_t r = 0; r < expected.size(); ++r) {
+    logits[r * at(V) + static_cast<std::size_t>(expected[r])] = -3;
+    logits[r * at(V) + at(V - 1)] = -3;
+  }
+  on_every_device<T>([&](const TestDevice<T>& device) {
+    INFO(device.name);
+    auto values = device.put(logits);
+    auto counters = device.put(std::vector<kernels::DrawKey>(3, {1, 2, 3, 4, 0.5, true}));
+    auto tokens = device.put(std::vector<TokenId>(3, -7));
+    auto statistics = device.put(std::vector<kernels::LogitsRow>(3));
+    auto workspace = device.put(std::vector<double>(at(kernels::logits_workspace(3, V)), NAN));
+    device.ops->draw({values.data(), V, counters.data(), tokens.data(), statistics.data(), workspace.data()},
+                     3, device.queue());
+    CHECK(tokens.values() == expected);
+    CHECK(statistics.values()[0].logprob == Approx(-std::log(2.0)));
+    CHECK(statistics.values()[2].logprob == Approx(0).margin(1e-12));
+  });
+}
+
+TEMPLATE_TEST_CASE("a row of logits gives the same bits alone and among others, drawn or scored", "[device]",
+                   float, Bfloat16) {
+  using T = TestType;
+  const std::int64_t rows = 3, V = kernels::kLogitsPart + 101;  // the rows are aligned differently
+  const Values<float> logits = random_rounded<float>(rows * V, 1, 3);
+  on_every_device<T>([&](const TestDevice<T>& device) {
+    INFO(device.name);
+    auto counters = device.put(std::vector<kernels::DrawKey>(at(rows), {1, 2, 3, 4, 1.25, false}));
+    auto workspace = device.put(std::vector<double>(at(kernels::logits_workspace(rows, V)), NAN));
+    const auto run = [&](const std::vector<float>& some, std::int64_t count) {
+      auto values = device.put(some);
+      auto tokens = device.put(std::vector<TokenId>(at(rows), 0));
+      auto drawn = device.put(std::vector<kernels::LogitsRow>(at(rows))),
+           scored = device.put(std::vector<kernels::LogitsRow>(at(rows)));
+      device.ops->draw({values.data(), V, counters.data(), tokens.data(), drawn.data(), workspace.data()},
+                       count, device.queue());
+      device.ops->logits(
+          {values.data(), V, 1.25, 0, tokens.data(), scored.data(), nullptr, nullptr, workspace.data()},
+          count, device.queue());
+      std::vector<double> out;
+      for (std::int64_t r = 0; r < count; ++r) {
+        const kernels::LogitsRow a = drawn.values()[at(r)], b = scored.values()[at(r)];
+        if (std::string(device.name) != "cpu")  // there a draw's statistics are in double
+          CHECK(std::vector<double>{a.max, a.lse, a.logprob, a.entropy} ==
+                std::vector<double>{b.max, b.lse, b.logprob, b.entropy});
+        out.insert(out.end(),
+                   {static_cast<double>(tokens.values()[at(r)]), a.max, a.lse, a.logprob, a.entropy});
+      }
+      return out;
+    };
+    const std::vector<double> together = run(logits.stored, rows),
+                              alone = run({logits.stored.end() - V, logits.stored.end()}, 1);
+    CHECK(std::vector<double>(together.end() - 5, together.end()) == alone);
   });
 }

@@ -76,8 +76,9 @@ struct HeadTask {
   bool is_q, is_v;
 };
 __device__ inline HeadTask head_task(std::int64_t task, std::int64_t N, std::int64_t G) {
-  const std::int64_t heads = N + 2 * G, n = task % heads;
-  return {task / heads, n, n < N ? 0 : (n - N) % G, n < N, n >= N + G};
+  const auto heads = static_cast<std::uint32_t>(N + 2 * G), number = static_cast<std::uint32_t>(task);
+  const std::int64_t n = number % heads;  // divisions of 64 bits cost more than the rest of a head's work
+  return {number / heads, n, n < N ? 0 : n < N + G ? n - N : n - N - G, n < N, n >= N + G};
 }
 __device__ inline std::int64_t task_of_warp() {
   return static_cast<std::int64_t>(blockIdx.x) * num_warps() + warp_id();
@@ -174,8 +175,8 @@ template <class T>
 __global__ void head_norm_grad_kernel(AppendGradArgs<T> args, std::int64_t rows) {
   const std::int64_t half = args.H / 2, width = (args.N + 2 * args.G) * args.H, heads = args.N + args.G;
   if (task_of_warp() >= rows * heads) return;
-  const std::int64_t t = task_of_warp() / heads, n = task_of_warp() % heads,
-                     at = matrix_offset(t, n * args.H, width);
+  const auto task = static_cast<std::uint32_t>(task_of_warp()), row_heads = static_cast<std::uint32_t>(heads);
+  const std::int64_t t = task / row_heads, n = task % row_heads, at = matrix_offset(t, n * args.H, width);
   const T* weight = n < args.N ? args.q_norm : args.k_norm;
   if (!weight) return;
   const HeadPairs x = load_head(args.raw + at, half);
@@ -201,6 +202,7 @@ inline void check_head_width(std::int64_t H) {
 }
 
 inline dim3 blocks_for_heads(std::int64_t tasks) {
+  RLHF_CHECK(tasks < std::int64_t{1} << 32, "CUDA: ", tasks, " heads in one pass, expected less than 2^32");
   return dim3(static_cast<unsigned>(ceil_div(tasks, kHeadThreads / kWarp)));
 }
 

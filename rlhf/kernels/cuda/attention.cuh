@@ -6,13 +6,15 @@
 // more than one. Which keys belong to a part and which warp takes a block depends on the key alone: a row's
 // result has the same bits in any batch.
 //
-// Scores: lane l works for key l % 16 on the elements 2 i + l / 16, so that a warp reads 32 neighbouring
-// elements of K. Values: lane l owns the output elements l, l + 32, ... Bound: reading K and V once per tile.
+// A part goes through three steps with a barrier between: scores of all its keys into shared memory, softmax
+// over them, weighted sum of the values. So the blocks of keys do not wait for one another. A lane reads 16
+// bytes of K or V at a time (with bf16: 8 keys of one element, 8 elements of one value), keeps sums of its
+// own for every head, and lanes are summed once at the end. Bound: reading K and V once per tile.
 
 #include <cmath>
 
 #include "rlhf/kernels/cuda/append.cuh"  // check_head_width
-#include "rlhf/kernels/cuda/reduce.cuh"
+#include "rlhf/kernels/cuda/wide.cuh"
 #include "rlhf/kernels/device_kernels.h"
 
 namespace rlhf::kernels::RLHF_GPU {
@@ -49,20 +51,8 @@ __device__ inline KeyRange visible_keys(std::int64_t block, std::int64_t first_k
           num_keys - base < kBlockTokens ? static_cast<int>(num_keys - base) : kKeys};
 }
 
-/// Maximum and sum over the 16 keys; lanes l and l + 16 hold the same key.
-__device__ inline float key_max(float value) {
-  for (int distance = kKeys / 2; distance > 0; distance /= 2)
-    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, distance));
-  return value;
-}
-__device__ inline float key_sum(float value) {
-  for (int distance = kKeys / 2; distance > 0; distance /= 2)
-    value += __shfl_xor_sync(kAllLanes, value, distance);
-  return value;
-}
-
-/// Scores of the lane's key for each head: q[n][H] (shared memory) times K, scaled and soft-capped; -inf when
-/// the key is not visible.
+/// For the gradient: scores of the lane's key, lane_id() % 16, for each head: q[n][H] (shared memory) times
+/// K, scaled and soft-capped; -inf when the key is not visible.
 template <int kHeads, class T>
 __device__ inline void key_scores(const AttentionArgs<T>& cache, const T* k, const float* q, int heads,
                                   KeyRange keys, float (&scores)[kHeads]) {
@@ -83,40 +73,152 @@ __device__ inline void key_scores(const AttentionArgs<T>& cache, const T* k, con
   }
 }
 
-/// Softmax state of a tile of heads: lane l holds the output elements l + 32 e.
-template <int kHeads, int kElements>
-struct OnlineSoftmax {
-  float maximum[kHeads], total[kHeads], sum[kHeads][kElements];
+constexpr int kPartKeys = static_cast<int>(kKeysPerPart), kPartBlocks = kPartKeys / kKeys;
+/// Loads in flight per lane: enough to keep memory busy, few enough for the registers.
+constexpr int kLoadsInFlight = 8;
+
+/// Asks for the 16 keys or values of a head.
+template <class T>
+__device__ inline void prefetch_head(const T* x, int H) {
+  constexpr int kLine = 128 / sizeof(T);
+  for (int i = lane_id() * kLine; i < kKeys * H; i += kWarp * kLine) prefetch_line(x + i);
+}
+
+/// Elements of a head, padded to what the lanes of a warp hold.
+template <int kElements>
+constexpr int kWidth = kElements* kWarp;
+
+/// Scores of the 16 keys of a block for each head, scaled and soft-capped: q[kWidth][kHeads] times K, into
+/// scores[key][kHeads]; both in shared memory. A lane works for kVector neighbouring keys on every kRows-th
+/// element of the head. Slots without a key hold anything, NaN too, and give such scores.
+template <int kHeads, int kElements, class T>
+__device__ inline void score_block(const AttentionArgs<T>& cache, const T* k, const float* q, float* scores) {
+  constexpr int kKeyLanes = kKeys / kVector<T>, kRows = kWarp / kKeyLanes, kSums = kHeads * kVector<T>;
+  constexpr int kLoads = kWidth<kElements> / kRows,
+                kBatch = kLoads < kLoadsInFlight ? kLoads : kLoadsInFlight;
+  const int first_key = lane_id() % kKeyLanes * kVector<T>, row = lane_id() / kKeyLanes;
+  const int rows_left = static_cast<int>(cache.H) - row;
+  const T* lane_k = k + key_offset(first_key, row);
+  const float* lane_q = q + row * kHeads;
+  float sums[kSums] = {};
+#pragma unroll
+  for (int first = 0; first < kLoads; first += kBatch) {
+    Words words[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+      words[i] = (first + i) * kRows < rows_left ? load_words(lane_k + (first + i) * kRows * kKeys) : Words{};
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i)
+#pragma unroll
+      for (int n = 0; n < kHeads; ++n) {
+        const float query = lane_q[(first + i) * kRows * kHeads + n];
+#pragma unroll
+        for (int j = 0; j < kVector<T>; ++j) sums[n * kVector<T> + j] += query * element<T>(words[i], j);
+      }
+  }
+  const float scale = static_cast<float>(cache.scale), cap = static_cast<float>(cache.softcap);
+  const int first = spread_sums<kSums, kWarp / 2, kKeyLanes>(sums);
+#pragma unroll
+  for (int i = 0; i < kSumsLeft<kSums, kWarp / 2, kKeyLanes>; ++i) {
+    const int n = (first + i) / kVector<T>, key = first_key + (first + i) % kVector<T>;
+    float score = sums[i] * scale;
+    if (cap > 0) score = cap * tanhf(score / cap);
+    scores[key * kHeads + n] = score;
+  }
+}
+
+/// Turns the scores of a part, [key][kHeads], into weights relative to the largest; 0 outside `keys`. A warp
+/// per head.
+template <int kHeads>
+__device__ inline void weigh_part(float* scores, KeyRange keys, int heads, float* maxima, float* totals) {
+  constexpr int kLaneKeys = kPartKeys / kWarp;
+  for (int n = warp_id(); n < heads; n += kAttentionWarps) {
+    float values[kLaneKeys], maximum = -INFINITY, total = 0;
+#pragma unroll
+    for (int i = 0; i < kLaneKeys; ++i) {
+      const int key = lane_id() + i * kWarp;
+      values[i] = key >= keys.begin && key < keys.end ? scores[key * kHeads + n] : -INFINITY;
+      maximum = fmaxf(maximum, values[i]);
+    }
+    maximum = warp_max(maximum);
+#pragma unroll
+    for (int i = 0; i < kLaneKeys; ++i) {
+      const int key = lane_id() + i * kWarp;
+      const float weight = key >= keys.begin && key < keys.end ? expf(values[i] - maximum) : 0;
+      scores[key * kHeads + n] = weight;
+      total += weight;
+    }
+    total = warp_sum(total);
+    if (lane_id() == 0) {
+      maxima[n] = maximum;
+      totals[n] = total;
+    }
+  }
+}
+
+/// What a lane adds up of the values: elements slot * kWarp * kVector + group() * kVector + j of every head,
+/// of the keys number lane_id() / kLanes, + kKeysPerLoad, ...
+template <int kHeads, int kElements, class T>
+struct ValueSums {
+  static constexpr int kGroups = kElements * kWarp / kVector<T>;  // of 16 bytes in a value
+  static constexpr int kSlots = kGroups > kWarp ? kGroups / kWarp : 1;
+  static constexpr int kLanes = kGroups / kSlots, kKeysPerLoad = kWarp / kLanes;
+  static constexpr int kSize = kSlots * kHeads * kVector<T>;
+  float at[kSize];  ///< [slot][head][kVector]
+
+  __device__ static int element_of(int slot) { return (slot * kWarp + lane_id() % kLanes) * kVector<T>; }
 };
 
+/// Adds the visible values of a block, times weights[key][kHeads].
 template <int kHeads, int kElements, class T>
-__device__ inline void add_block(OnlineSoftmax<kHeads, kElements>& state, const AttentionArgs<T>& cache,
-                                 const T* k, const T* v, const float* q, int heads, KeyRange keys) {
-  float p[kHeads];
-  key_scores<kHeads>(cache, k, q, heads, keys, p);
+__device__ inline void add_values(ValueSums<kHeads, kElements, T>& sums, const T* v, int H,
+                                  const float* weights, KeyRange keys) {
+  using Sums = ValueSums<kHeads, kElements, T>;
+  constexpr int kLoads = kKeys / Sums::kKeysPerLoad * Sums::kSlots;
+  constexpr int kBatch = kLoads < kLoadsInFlight ? kLoads : kLoadsInFlight;
+  static_assert(kBatch % Sums::kSlots == 0);
+  const bool wide = H % kVector<T> == 0;  // else a value does not start at a multiple of 16 bytes
+  const int lane_key = lane_id() / Sums::kLanes;
 #pragma unroll
-  for (int n = 0; n < kHeads; ++n) {
-    const float maximum = fmaxf(state.maximum[n], key_max(p[n])),
-                correction = expf(state.maximum[n] - maximum);
-    p[n] = expf(p[n] - maximum);
-    state.maximum[n] = maximum;
-    state.total[n] = state.total[n] * correction + key_sum(p[n]);
+  for (int first = 0; first < kLoads; first += kBatch) {
+    Words words[kBatch];
+    const auto load = [&](const auto& elements) {
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) state.sum[n][e] *= correction;
+      for (int i = 0; i < kBatch; ++i) {
+        const int key = (first + i) / Sums::kSlots * Sums::kKeysPerLoad + lane_key;
+        const int h = Sums::element_of(i % Sums::kSlots);
+        const bool visible = key >= keys.begin && key < keys.end && h < H;  // other slots may hold NaN
+        words[i] = visible ? elements(v + (key * H + h), H - h) : Words{};
+      }
+    };
+    if (wide)
+      load([](const T* x, int) { return load_words(x); });
+    else
+      load([](const T* x, int count) { return load_elements(x, count, false); });
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const int key = (first + i) / Sums::kSlots * Sums::kKeysPerLoad + lane_key;
+#pragma unroll
+      for (int n = 0; n < kHeads; ++n) {
+        const float weight = weights[key * kHeads + n];
+        float* sum = sums.at + (i % Sums::kSlots * kHeads + n) * kVector<T>;
+#pragma unroll
+        for (int j = 0; j < kVector<T>; ++j) sum[j] += weight * element<T>(words[i], j);
+      }
+    }
   }
-  for (int key = keys.begin; key < keys.end; ++key) {  // other slots may hold anything, NaN too
-    float value[kElements];
+}
+
+/// Sums the lanes that share elements and writes to[n][H].
+template <int kHeads, int kElements, class T>
+__device__ inline void store_values(ValueSums<kHeads, kElements, T>& sums, int H, float* to) {
+  using Sums = ValueSums<kHeads, kElements, T>;
+  const int first = spread_sums<Sums::kSize, kWarp / 2, Sums::kLanes>(sums.at);
 #pragma unroll
-    for (int e = 0; e < kElements; ++e) {
-      const std::int64_t h = lane_id() + kWarp * e;
-      value[e] = h < cache.H ? to_float(v[value_offset(key, h, cache.H)]) : 0;
-    }
-#pragma unroll
-    for (int n = 0; n < kHeads; ++n) {
-      const float weight = __shfl_sync(kAllLanes, p[n], key);
-#pragma unroll
-      for (int e = 0; e < kElements; ++e) state.sum[n][e] += weight * value[e];
-    }
+  for (int i = 0; i < kSumsLeft<Sums::kSize, kWarp / 2, Sums::kLanes>; ++i) {
+    const int n = (first + i) / kVector<T> % kHeads, slot = (first + i) / (kVector<T> * kHeads);
+    const int h = Sums::element_of(slot) + (first + i) % kVector<T>;
+    if (h < H) to[n * H + h] = sums.at[i];
   }
 }
 
@@ -133,64 +235,73 @@ __global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::
   const AttentionTile tile = attention_tile<kHeads>(cache, rows, args.window);
   const PartRange parts = visible_parts(tile.first_key, tile.num_keys);
   if (blockIdx.y >= parts.count) return;
-  float* q = block_shared<float>();                   // [kHeads][H]
-  float* maxima = q + kHeads * H;                     // [warps][kHeads]
-  float* totals = maxima + kAttentionWarps * kHeads;  // [warps][kHeads]
-  float* sums = totals + kAttentionWarps * kHeads;    // [warps][kHeads][H]
-  load_heads(q, args.q + matrix_offset(tile.t, tile.first_head * H, args.q_stride), tile.heads * H);
-  __syncthreads();
+  float* scores = block_shared<float>();                // [kPartKeys][kHeads]
+  float* q = scores + kPartKeys * kHeads;               // [kWidth][kHeads]
+  float* sums = q + kWidth<kElements> * kHeads;         // [warps][kHeads][H]
+  float* maxima = sums + kAttentionWarps * kHeads * H;  // [kHeads]
+  float* totals = maxima + kHeads;                      // [kHeads]
 
-  OnlineSoftmax<kHeads, kElements> state;
-#pragma unroll
-  for (int n = 0; n < kHeads; ++n) {
-    state.maximum[n] = -1e30F;  // finite: a warp without keys must give 0, not NaN
-    state.total[n] = 0;
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) state.sum[n][e] = 0;
-  }
-  constexpr std::int64_t kBlocksPerPart = kKeysPerPart / kBlockTokens;
-  const std::int64_t part_begin = (parts.first + blockIdx.y) * kBlocksPerPart;
-  const std::int64_t num_blocks = ceil_div(tile.num_keys, kBlockTokens);
-  const std::int64_t end =
-      part_begin + kBlocksPerPart < num_blocks ? part_begin + kBlocksPerPart : num_blocks;
-  for (std::int64_t b = part_begin + warp_id(); b < end; b += kAttentionWarps) {
-    if ((b + 1) * kBlockTokens <= tile.first_key) continue;
-    const std::int64_t at = head_offset(rows.tables[tile.t][b], cache.block_stride, tile.g, H);
-    add_block<kHeads, kElements>(state, cache, cache.k + at, cache.v + at, q, tile.heads,
-                                 visible_keys(b, tile.first_key, tile.num_keys));
-  }
-#pragma unroll
-  for (int n = 0; n < kHeads; ++n) {
-    if (lane_id() == 0) {
-      maxima[warp_id() * kHeads + n] = state.maximum[n];
-      totals[warp_id() * kHeads + n] = state.total[n];
+  // The part's blocks: lane l knows where block l lies.
+  const std::int64_t part_key = (parts.first + blockIdx.y) * kKeysPerPart;
+  const KeyRange keys = {
+      tile.first_key > part_key ? static_cast<int>(tile.first_key - part_key) : 0,
+      tile.num_keys - part_key < kPartKeys ? static_cast<int>(tile.num_keys - part_key) : kPartKeys};
+  std::int32_t lane_block = 0;
+  if (lane_id() < kPartBlocks && lane_id() * kKeys < keys.end)
+    lane_block = rows.tables[tile.t][part_key / kBlockTokens + lane_id()];
+  // Calls fn(offset, first key in the part) for the blocks of this warp that hold a visible key.
+  const auto for_blocks = [&](const auto& fn) {
+    for (int b = warp_id(); b < kPartBlocks; b += kAttentionWarps) {
+      const std::int32_t block = __shfl_sync(kAllLanes, lane_block, b);
+      const int base = b * kKeys;
+      if (base >= keys.end || base + kKeys <= keys.begin) continue;
+      fn(head_offset(block, cache.block_stride, tile.g, H), base);
     }
-#pragma unroll
-    for (int e = 0; e < kElements; ++e)
-      if (lane_id() + kWarp * e < H)
-        sums[(warp_id() * kHeads + n) * H + lane_id() + kWarp * e] = state.sum[n][e];
+  };
+  for_blocks([&](std::int64_t at, int) {
+    prefetch_head(cache.k + at, static_cast<int>(H));
+    prefetch_head(cache.v + at, static_cast<int>(H));
+  });
+  const T* heads = args.q + matrix_offset(tile.t, tile.first_head * H, args.q_stride);
+  for (int i = static_cast<int>(threadIdx.x); i < kWidth<kElements> * kHeads; i += kAttentionWarps * kWarp) {
+    const int h = i % kWidth<kElements>, n = i / kWidth<kElements>;
+    q[h * kHeads + n] = h < H && n < tile.heads ? to_float(heads[n * H + h]) : 0;
   }
   __syncthreads();
+  for_blocks([&](std::int64_t at, int base) {
+    score_block<kHeads, kElements>(cache, cache.k + at, q, scores + base * kHeads);
+  });
+  __syncthreads();
+  weigh_part<kHeads>(scores, keys, tile.heads, maxima, totals);
+  __syncthreads();
+  ValueSums<kHeads, kElements, T> values = {};
+  for_blocks([&](std::int64_t at, int base) {
+    add_values(values, cache.v + at, static_cast<int>(H), scores + base * kHeads,
+               KeyRange{keys.begin - base, keys.end - base});
+  });
+  store_values(values, static_cast<int>(H), sums + warp_id() * kHeads * H);
+  __syncthreads();
 
-  for (std::int64_t i = threadIdx.x; i < tile.heads * H; i += blockDim.x) {
-    const std::int64_t n = i / H, head = tile.first_head + n;
-    float maximum = maxima[n], total = 0, sum = 0;
-    for (int warp = 1; warp < kAttentionWarps; ++warp) maximum = fmaxf(maximum, maxima[warp * kHeads + n]);
-    for (int warp = 0; warp < kAttentionWarps; ++warp) {
-      const float weight = expf(maxima[warp * kHeads + n] - maximum);
-      total += weight * totals[warp * kHeads + n];
-      sum += weight * sums[warp * kHeads * H + i];
+  for (int n = 0; n < tile.heads; ++n) {
+    const std::int64_t head = tile.first_head + n;
+    const bool alone = parts.count == 1;
+    float* partial =
+        alone ? nullptr : args.workspace + part_offset(tile.t, head, blockIdx.y, cache.N, max_parts, H);
+    for (int h = static_cast<int>(threadIdx.x); h < H; h += kAttentionWarps * kWarp) {
+      float sum = 0;
+#pragma unroll
+      for (int warp = 0; warp < kAttentionWarps; ++warp) sum += sums[(warp * kHeads + n) * H + h];
+      if (alone)
+        args.out[matrix_offset(tile.t, head * H + h, cache.N * H)] = from_float<T>(sum / totals[n]);
+      else
+        partial[h] = sum;
     }
-    if (parts.count == 1) {
-      args.out[matrix_offset(tile.t, tile.first_head * H + i, cache.N * H)] = from_float<T>(sum / total);
-      if (args.lse && i % H == 0) args.lse[matrix_offset(tile.t, head, cache.N)] = maximum + logf(total);
-    } else {
-      float* partial = args.workspace + part_offset(tile.t, head, blockIdx.y, cache.N, max_parts, H);
-      partial[i % H] = sum;
-      if (i % H == 0) {
-        partial[H] = maximum;
-        partial[H + 1] = total;
-      }
+    if (threadIdx.x != 0) continue;
+    if (!alone) {
+      partial[H] = maxima[n];
+      partial[H + 1] = totals[n];
+    } else if (args.lse) {
+      args.lse[matrix_offset(tile.t, head, cache.N)] = maxima[n] + logf(totals[n]);
     }
   }
 }
@@ -203,24 +314,31 @@ __global__ void attention_parts_kernel(PassAttentionArgs<T> args, PassRows rows,
   const PartRange parts = visible_parts(first_visible_key(position, args.window), position + 1);
   if (parts.count == 1) return;
   const float* partial = args.workspace + part_offset(t, n, 0, N, max_parts, H);
-  float maximum = partial[H];
-  for (std::int64_t part = 1; part < parts.count; ++part)
+  float* weights = block_shared<float>();  // [parts]
+  // Every warp for itself: the maximum, then the weights and their total.
+  float maximum = -INFINITY, total = 0;
+  for (std::int64_t part = lane_id(); part < parts.count; part += kWarp)
     maximum = fmaxf(maximum, partial[part * (H + 2) + H]);
+  maximum = warp_max(maximum);
+  for (std::int64_t part = lane_id(); part < parts.count; part += kWarp) {
+    const float weight = expf(partial[part * (H + 2) + H] - maximum);
+    total += weight * partial[part * (H + 2) + H + 1];
+    if (warp_id() == 0) weights[part] = weight;
+  }
+  total = warp_sum(total);
+  __syncthreads();
   for (std::int64_t h = threadIdx.x; h < H; h += blockDim.x) {
-    float total = 0, sum = 0;
-    for (std::int64_t part = 0; part < parts.count; ++part) {
-      const float* from = partial + part * (H + 2);
-      const float weight = expf(from[H] - maximum);
-      total += weight * from[H + 1];
-      sum += weight * from[h];
-    }
+    float sum = 0;
+#pragma unroll 8
+    for (std::int64_t part = 0; part < parts.count; ++part)
+      sum += weights[part] * partial[part * (H + 2) + h];
     args.out[matrix_offset(t, n * H + h, N * H)] = from_float<T>(sum / total);
     if (args.lse && h == 0) args.lse[matrix_offset(t, n, N)] = maximum + logf(total);
   }
 }
 
-inline std::size_t attention_shared_bytes(int heads, std::int64_t H) {
-  const std::int64_t floats = heads * H * (1 + kAttentionWarps) + 2 * kAttentionWarps * heads;
+inline std::size_t attention_shared_bytes(int heads, int width, std::int64_t H) {
+  const std::int64_t floats = heads * (kPartKeys + width + H * kAttentionWarps + 2);
   return static_cast<std::size_t>(floats) * sizeof(float);
 }
 
@@ -230,16 +348,22 @@ void launch_attention(const PassAttentionArgs<T>& args, const PassRows& rows, vo
   const std::int64_t parts = max_attention_parts(rows.max_keys, args.window);
   launch("attention", attention_kernel<T, kHeads, kElements>,
          dim3(static_cast<unsigned>(rows.count * tiles), static_cast<unsigned>(parts)),
-         kAttentionWarps * kWarp, attention_shared_bytes(kHeads, args.cache.H), queue, args, rows, parts);
+         kAttentionWarps * kWarp, attention_shared_bytes(kHeads, kWidth<kElements>, args.cache.H), queue,
+         args, rows, parts);
   if (parts > 1)
     launch("attention_parts", attention_parts_kernel<T>,
-           dim3(static_cast<unsigned>(rows.count * args.cache.N)), 64, 0, queue, args, rows, parts);
+           dim3(static_cast<unsigned>(rows.count * args.cache.N)), 128,
+           static_cast<std::size_t>(parts) * sizeof(float), queue, args, rows, parts);
 }
 
 template <class T>
 void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
   const std::int64_t H = args.cache.H, group = args.cache.N / args.cache.G;
   check_head_width(H);
+  RLHF_CHECK(reinterpret_cast<std::uintptr_t>(args.cache.k) % 16 == 0 &&
+                 reinterpret_cast<std::uintptr_t>(args.cache.v) % 16 == 0 &&
+                 args.cache.block_stride * static_cast<std::int64_t>(sizeof(T)) % 16 == 0,
+             "CUDA: blocks of K and V must start at multiples of 16 bytes");
   if (rows.count == 0) return;
   const bool one = group == 1, narrow = H <= 64, middle = H <= 128;
   if (narrow)

@@ -1,217 +1,334 @@
 #pragma once
-// Statistics of rows of logits, their gradient, and draws. One block per row of the vocabulary. Statistics
-// take one pass: every thread keeps (maximum, sum of e^x, sum of x e^x) online and the block merges them.
-// Bound: reading the row.
+// Statistics of rows of logits, their gradient, and draws. A row is cut into parts of kLogitsPart tokens,
+// counted from token 0, so that few rows also fill the GPU: a block reads its part once, 16 bytes at a time,
+// into registers and leaves sums relative to the part's largest logit; a second kernel merges the parts of a
+// row in order. What a row gives does not depend on the other rows. Bound: reading the row once.
 
 #include <cmath>
 
 #include "rlhf/core/philox.h"
-#include "rlhf/kernels/cuda/reduce.cuh"
+#include "rlhf/kernels/cuda/wide.cuh"
 #include "rlhf/kernels/device_kernels.h"
 
 namespace rlhf::kernels::RLHF_GPU {
 
-constexpr int kLogitsThreads = 256;
-constexpr std::int64_t kDrawTile = 1024;  // tokens whose probabilities are summed together
+constexpr int kLogitsThreads = 256, kLogitsWarps = kLogitsThreads / kWarp;
+constexpr int kThreadLogits = static_cast<int>(kLogitsPart) / kLogitsThreads;
+constexpr int kLogitsVectors = kThreadLogits / kVector<float>;
+static_assert(kLogitsVectors * kVector<float> * kLogitsThreads == kLogitsPart);
 
-/// Sums relative to the largest of the numbers seen: of e^(z - maximum) and (z - maximum) e^(z - maximum).
-struct SoftmaxSums {
-  float maximum, sum, moment;
+/// A thread's share of a part: vector i of its logits starts at first + i * step.
+struct PartShare {
+  std::int64_t first, step, count;  ///< count: tokens of the whole part
 };
-
-__device__ inline SoftmaxSums merge(SoftmaxSums a, SoftmaxSums b) {
-  if (b.sum == 0) return a;  // b has seen nothing
-  if (a.sum == 0) return b;
-  const float maximum = fmaxf(a.maximum, b.maximum), da = a.maximum - maximum, db = b.maximum - maximum;
-  const float ea = expf(da), eb = expf(db);
-  return {maximum, a.sum * ea + b.sum * eb, ea * (a.moment + da * a.sum) + eb * (b.moment + db * b.sum)};
+/// Neighbouring threads at neighbouring vectors: what memory likes.
+__device__ inline PartShare interleaved_share(std::int64_t count) {
+  return {static_cast<std::int64_t>(threadIdx.x) * kVector<float>, kLogitsThreads * kVector<float>, count};
+}
+/// Every thread at consecutive tokens: what a search in ascending order needs.
+__device__ inline PartShare consecutive_share(std::int64_t count) {
+  return {static_cast<std::int64_t>(threadIdx.x) * kThreadLogits, kVector<float>, count};
 }
 
-__device__ inline SoftmaxSums shuffle(SoftmaxSums s, int distance) {
-  return {__shfl_xor_sync(kAllLanes, s.maximum, distance), __shfl_xor_sync(kAllLanes, s.sum, distance),
-          __shfl_xor_sync(kAllLanes, s.moment, distance)};
+/// Tokens of part number `part` of a row.
+__device__ inline std::int64_t part_tokens(std::int64_t V, std::int64_t part) {
+  const std::int64_t left = V - part * kLogitsPart;
+  return left < kLogitsPart ? left : kLogitsPart;
 }
 
-/// Merges over the block; `scratch` holds one SoftmaxSums per warp. The result is valid in every thread: lane
-/// 0's, as merging is not symmetric to the last bit.
-__device__ inline SoftmaxSums merge_block(SoftmaxSums s, SoftmaxSums* scratch) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) s = merge(s, shuffle(s, distance));
-  if (lane_id() == 0) scratch[warp_id()] = s;
-  __syncthreads();
-  s = scratch[0];
-  for (int warp = 1; warp < num_warps(); ++warp) s = merge(s, scratch[warp]);
-  return s;
-}
-
-/// Adds z to a thread's own sums. -inf adds nothing.
-__device__ inline void add(SoftmaxSums& s, float z) {
-  if (z == -INFINITY) return;
-  if (z > s.maximum) {
-    const float d = s.maximum - z, e = s.sum == 0 ? 0 : expf(d);
-    s = {z, s.sum * e + 1, s.sum == 0 ? 0 : e * (s.moment + d * s.sum)};
-    return;
+/// Loads the share; -inf beyond the end of the part.
+__device__ inline void load_share(float (&values)[kThreadLogits], const float* part, PartShare share) {
+  const bool wide = is_wide(part);
+  Words words[kLogitsVectors];
+#pragma unroll
+  for (int i = 0; i < kLogitsVectors; ++i) {
+    const std::int64_t at = share.first + i * share.step;
+    words[i] = load_elements(part + at, share.count - at, wide);
   }
-  const float e = expf(z - s.maximum);
-  s.sum += e;
-  s.moment += e * (z - s.maximum);
+#pragma unroll
+  for (int i = 0; i < kThreadLogits; ++i) {
+    const std::int64_t at = share.first + i / kVector<float> * share.step + i % kVector<float>;
+    values[i] = at < share.count ? element<float>(words[i / kVector<float>], i % kVector<float>) : -INFINITY;
+  }
+}
+
+__device__ inline void store_share(float* part, const float (&values)[kThreadLogits], PartShare share) {
+  const bool wide = is_wide(part);
+#pragma unroll
+  for (int i = 0; i < kLogitsVectors; ++i) {
+    const std::int64_t at = share.first + i * share.step;
+    if (wide && at + kVector<float> <= share.count) {
+      Words words;
+#pragma unroll
+      for (int j = 0; j < kVector<float>; ++j)
+        words.at[j] = __builtin_bit_cast(std::uint32_t, values[i * kVector<float> + j]);
+      store_words(part + at, words);
+      continue;
+    }
+#pragma unroll
+    for (int j = 0; j < kVector<float>; ++j)
+      if (at + j < share.count) part[at + j] = values[i * kVector<float> + j];
+  }
+}
+
+/// Sums over a part relative to its largest logit m: of e^x and x e^x with x = (logit - m) scale. -inf adds
+/// nothing; a NaN makes the sums NaN. As it lies in the workspace.
+struct PartSums {
+  double maximum, sum, moment;
+};
+static_assert(sizeof(PartSums) == kPartDoubles * sizeof(double));
+
+constexpr std::size_t kPartSharedBytes = kLogitsWarps * (sizeof(float) + 2 * sizeof(double));
+
+/// Writes the sums of the part whose shares the block's threads hold. A thread adds its few numbers in float,
+/// all else is added in double.
+__device__ inline void sum_part(const float (&values)[kThreadLogits], float scale, PartSums* out) {
+  double* sums = block_shared<double>();                              // [warps][2]
+  float* maxima = reinterpret_cast<float*>(sums + 2 * kLogitsWarps);  // [warps]
+  float maximum = values[0];
+#pragma unroll
+  for (int i = 1; i < kThreadLogits; ++i) maximum = fmaxf(maximum, values[i]);
+  maximum = warp_max(maximum);
+  if (lane_id() == 0) maxima[warp_id()] = maximum;
+  __syncthreads();
+  maximum = maxima[0];
+#pragma unroll
+  for (int warp = 1; warp < kLogitsWarps; ++warp) maximum = fmaxf(maximum, maxima[warp]);
+  const float shift = maximum == -INFINITY ? 0 : maximum;  // -inf - shift is -inf, and e^-inf is 0
+  float sum = 0, moment = 0;
+#pragma unroll
+  for (int i = 0; i < kThreadLogits; ++i) {
+    const float x = (values[i] - shift) * scale, e = expf(x);
+    sum += e;
+    moment += e > 0 ? e * x : 0;  // not 0 times -inf
+  }
+  const double warp_sums = warp_sum(static_cast<double>(sum)),
+               moments = warp_sum(static_cast<double>(moment));
+  if (lane_id() == 0) {
+    sums[2 * warp_id()] = warp_sums;
+    sums[2 * warp_id() + 1] = moments;
+  }
+  __syncthreads();
+  if (threadIdx.x != 0) return;
+  PartSums total = {static_cast<double>(maximum), 0, 0};
+  for (int warp = 0; warp < kLogitsWarps; ++warp) {
+    total.sum += sums[2 * warp];
+    total.moment += sums[2 * warp + 1];
+  }
+  *out = total;
+}
+
+__device__ inline PartSums* parts_of_row(double* workspace, std::int64_t row, std::int64_t parts) {
+  return reinterpret_cast<PartSums*>(workspace) + row * parts;
 }
 
 template <class T>
-__global__ void logits_kernel(LogitsArgs<T> args) {
+__global__ void logits_parts_kernel(LogitsArgs<T> args, std::int64_t parts) {
+  const std::int64_t row = blockIdx.x, part = blockIdx.y;
+  float* logits = args.logits + matrix_offset(row, part * kLogitsPart, args.V);
+  const PartShare share = interleaved_share(part_tokens(args.V, part));
+  const float cap = static_cast<float>(args.softcap);
+  float values[kThreadLogits];
+  load_share(values, logits, share);
+  if (cap > 0) {
+#pragma unroll
+    for (int i = 0; i < kThreadLogits; ++i)  // what lies beyond the row stays -inf
+      if (share.first + i / kVector<float> * share.step + i % kVector<float> < share.count)
+        values[i] = cap * tanhf(values[i] / cap);
+    store_share(logits, values, share);
+  }
+  sum_part(values, static_cast<float>(args.inv_temperature), parts_of_row(args.workspace, row, parts) + part);
+}
+
+/// The shared memory of merge_parts: masses of a row's parts relative to the row's largest logit, their
+/// moments and largest logits.
+struct MergedParts {
+  double *masses, *moments, *maxima;
+};
+__device__ inline MergedParts merged_parts(double* shared, std::int64_t parts) {
+  return {shared, shared + parts, shared + 2 * parts};
+}
+
+/// Merges the parts of a row, in order. One barrier; every thread gets the result.
+__device__ inline PartSums merge_parts(const PartSums* from, std::int64_t parts, float scale,
+                                       MergedParts shared) {
+  float maximum = -INFINITY;
+  for (std::int64_t p = lane_id(); p < parts; p += kWarp)
+    maximum = fmaxf(maximum, static_cast<float>(from[p].maximum));
+  PartSums row = {static_cast<double>(warp_max(maximum)), 0, 0};
+  for (std::int64_t p = threadIdx.x; p < parts; p += blockDim.x) {
+    const PartSums part = from[p];
+    const bool empty = part.sum == 0;  // nothing but -inf
+    const double x = (part.maximum - row.maximum) * static_cast<double>(scale), factor = exp(x);
+    shared.masses[p] = empty ? 0 : factor * part.sum;
+    shared.moments[p] = empty || factor == 0 ? 0 : factor * (part.moment + x * part.sum);
+    shared.maxima[p] = part.maximum;
+  }
+  __syncthreads();
+  for (std::int64_t p = 0; p < parts; ++p) {
+    row.sum += shared.masses[p];
+    row.moment += shared.moments[p];
+  }
+  return row;
+}
+
+/// Statistics of a row from its sums and the logit of its token.
+__device__ inline LogitsRow row_statistics(const PartSums& row, float scale, float logit) {
+  const double log_sum = log(row.sum);
+  LogitsRow out;
+  out.max = row.maximum * static_cast<double>(scale);
+  out.lse = out.max + log_sum;
+  out.logprob = (static_cast<double>(logit) - row.maximum) * static_cast<double>(scale) - log_sum;
+  out.entropy = log_sum - row.moment / row.sum;
+  return out;
+}
+
+template <class T>
+__global__ void logits_rows_kernel(LogitsArgs<T> args, std::int64_t parts) {
   const std::int64_t row = blockIdx.x;
-  float* logits = args.logits + matrix_offset(row, 0, args.V);
-  const float cap = static_cast<float>(args.softcap), scale = static_cast<float>(args.inv_temperature);
-  SoftmaxSums s = {-INFINITY, 0, 0};
-  for (std::int64_t i = threadIdx.x; i < args.V; i += blockDim.x) {
-    if (cap > 0) logits[i] = cap * tanhf(logits[i] / cap);
-    add(s, logits[i] * scale);
-  }
-  s = merge_block(s, block_shared<SoftmaxSums>());  // its barrier also makes the capped target visible
-  if (threadIdx.x == 0) {
-    const double log_sum = log(static_cast<double>(s.sum));
-    LogitsRow& out = args.statistics[row];
-    out.max = s.maximum;
-    out.lse = out.max + log_sum;
-    out.entropy = log_sum - static_cast<double>(s.moment) / static_cast<double>(s.sum);
-    out.logprob = static_cast<double>(logits[args.targets[row]] * scale - s.maximum) - log_sum;
-  }
+  const float scale = static_cast<float>(args.inv_temperature);
+  const PartSums sums = merge_parts(parts_of_row(args.workspace, row, parts), parts, scale,
+                                    merged_parts(block_shared<double>(), parts));
+  if (threadIdx.x == 0)
+    args.statistics[row] =
+        row_statistics(sums, scale, args.logits[matrix_offset(row, args.targets[row], args.V)]);
 }
 
 template <class T>
 __global__ void logits_grad_kernel(LogitsArgs<T> args) {
-  const std::int64_t row = blockIdx.x, target = args.targets[row];
-  float* logits = args.logits + matrix_offset(row, 0, args.V);
+  const std::int64_t row = blockIdx.x, part = blockIdx.y, target = args.targets[row] - part * kLogitsPart;
+  float* logits = args.logits + matrix_offset(row, part * kLogitsPart, args.V);
+  const PartShare share = interleaved_share(part_tokens(args.V, part));
   const float cap = static_cast<float>(args.softcap), scale = static_cast<float>(args.inv_temperature);
   const float lse = static_cast<float>(args.statistics[row].lse);
   const float entropy = static_cast<float>(args.statistics[row].entropy);
   const float dlogprob = args.dlogprobs[row], dentropy = args.dentropies ? args.dentropies[row] : 0;
-  for (std::int64_t i = threadIdx.x; i < args.V; i += blockDim.x) {
-    const float log_p = logits[i] * scale - lse;
+  float values[kThreadLogits];
+  load_share(values, logits, share);
+#pragma unroll
+  for (int i = 0; i < kThreadLogits; ++i) {
+    const float log_p = values[i] * scale - lse;
     float gradient = -expf(log_p) * (dlogprob + dentropy * (log_p + entropy));
-    if (i == target) gradient += dlogprob;
+    if (share.first + i / kVector<float> * share.step + i % kVector<float> == target) gradient += dlogprob;
     gradient *= scale;
-    if (cap > 0) gradient *= 1 - (logits[i] / cap) * (logits[i] / cap);
-    logits[i] = gradient;
+    if (cap > 0) gradient *= 1 - (values[i] / cap) * (values[i] / cap);
+    values[i] = gradient;
   }
+  store_share(logits, values, share);
 }
 
-/// Probability of token i, relative to the largest.
-__device__ inline float draw_weight(const float* logits, std::int64_t i, float maximum, float scale) {
-  return expf((logits[i] - maximum) * scale);  // e^-inf = 0
-}
-
-/// The first index in [begin, end) at which `below` plus the weights up to it exceed `target`; the last one
-/// with a weight when rounding leaves the target above them all.
-__device__ inline std::int64_t invert(const float* logits, std::int64_t begin, std::int64_t end,
-                                      float maximum, float scale, double below, double target) {
-  std::int64_t last = begin;
-  for (std::int64_t i = begin; i < end; ++i) {
-    const float weight = draw_weight(logits, i, maximum, scale);
-    if (weight <= 0) continue;
-    below += static_cast<double>(weight);
-    last = i;
-    if (below > target) break;
-  }
-  return last;
-}
-
-/// Largest logit of the row and the first token that has it; the maximum is NaN when a logit is.
-struct Largest {
-  float value;
-  std::int64_t token;
-};
-__device__ inline Largest larger(Largest a, Largest b) {
-  if (a.value != a.value) return a;
-  if (b.value != b.value || b.value > a.value || (b.value == a.value && b.token < a.token)) return b;
-  return a;
+/// The temperature is of no effect on a greedy row's token; its statistics are at temperature 1.
+__device__ inline float draw_scale(const DrawKey& key) {
+  return key.greedy ? 1 : static_cast<float>(key.inv_temperature);
 }
 
 template <class T>
-__global__ void draw_kernel(DrawArgs<T> args) {
-  // One array serves in turn as Largest[warps], then as tile sums [tiles] and lane sums [32].
-  double* shared = block_shared<double>();
-  const std::int64_t row = blockIdx.x, tiles = ceil_div(args.V, kDrawTile);
-  const float* logits = args.logits + matrix_offset(row, 0, args.V);
+__global__ void draw_parts_kernel(DrawArgs<T> args, std::int64_t parts) {
+  const std::int64_t row = blockIdx.x, part = blockIdx.y;
+  float values[kThreadLogits];
+  load_share(values, args.logits + matrix_offset(row, part * kLogitsPart, args.V),
+             interleaved_share(part_tokens(args.V, part)));
+  sum_part(values, draw_scale(args.keys[row]), parts_of_row(args.workspace, row, parts) + part);
+}
+
+/// The first of `count` masses at which `below` plus the masses up to it exceed `target`; the last one that
+/// is not zero when rounding leaves the target above them all. `below` becomes what lies before it.
+template <class Mass>
+__device__ inline std::int64_t choose(std::int64_t count, double target, double& below, const Mass& mass) {
+  std::int64_t chosen = 0;
+  double up_to = below;
+  bool found = false;
+#pragma unroll
+  for (std::int64_t i = 0; i < count; ++i) {
+    const double m = mass(i);
+    if (found || m <= 0) continue;
+    chosen = i;
+    below = up_to;
+    up_to += m;
+    found = up_to > target;
+  }
+  return chosen;
+}
+
+// The part of the row, then the warp whose tokens they are, the thread, the token. A greedy row is one whose
+// largest logits have mass 1 and the others none, at the number 0.
+template <class T>
+__global__ void draw_rows_kernel(DrawArgs<T> args, std::int64_t parts) {
+  double* thread_masses = block_shared<double>();        // [threads]
+  double* warp_masses = thread_masses + kLogitsThreads;  // [warps]
+  const MergedParts shared = merged_parts(warp_masses + kLogitsWarps, parts);
+  const std::int64_t row = blockIdx.x;
   const DrawKey key = args.keys[row];
-  Largest largest = {-INFINITY, 0};
-  for (std::int64_t i = threadIdx.x; i < args.V; i += blockDim.x)
-    largest = larger(largest, Largest{logits[i], i});
-  for (int distance = kWarp / 2; distance > 0; distance /= 2)
-    largest = larger(largest, Largest{__shfl_xor_sync(kAllLanes, largest.value, distance),
-                                      __shfl_xor_sync(kAllLanes, largest.token, distance)});
-  auto* warp_largest = reinterpret_cast<Largest*>(shared);
-  if (lane_id() == 0) warp_largest[warp_id()] = largest;
-  __syncthreads();
-  largest = warp_largest[0];
-  for (int warp = 1; warp < num_warps(); ++warp) largest = larger(largest, warp_largest[warp]);
-  __syncthreads();
-  const bool possible = largest.value - largest.value == 0;  // neither NaN nor infinite
-  if (!possible || key.greedy) {
-    if (threadIdx.x == 0) args.tokens[row] = possible ? static_cast<TokenId>(largest.token) : -1;
+  const float scale = draw_scale(key);
+  const PartSums sums = merge_parts(parts_of_row(args.workspace, row, parts), parts, scale, shared);
+  // Neither a NaN nor an infinite maximum.
+  if (!(sums.maximum - sums.maximum == 0) || sums.sum != sums.sum) {
+    if (threadIdx.x != 0) return;
+    args.tokens[row] = -1;
+    if (args.statistics) args.statistics[row] = {NAN, NAN, NAN, NAN};
     return;
   }
-  const float scale = static_cast<float>(key.inv_temperature);
-  for (std::int64_t tile = warp_id(); tile < tiles; tile += num_warps()) {
-    const std::int64_t end = (tile + 1) * kDrawTile < args.V ? (tile + 1) * kDrawTile : args.V;
-    double sum = 0;
-    for (std::int64_t i = tile * kDrawTile + lane_id(); i < end; i += kWarp)
-      sum += static_cast<double>(draw_weight(logits, i, largest.value, scale));
-    sum = warp_sum(sum);
-    if (lane_id() == 0) shared[tile] = sum;
-  }
-  __syncthreads();
-  if (warp_id() != 0) return;
+  const float largest = static_cast<float>(sums.maximum);
+  double target = key.greedy ? 0 : to_unit_interval(random_bits_at(key.seed, key.a, key.b, key.c)) * sums.sum;
+  double below = 0;
+  const std::int64_t part = choose(parts, target, below, [&](std::int64_t p) {
+    return key.greedy ? static_cast<double>(shared.maxima[p] == sums.maximum) : shared.masses[p];
+  });
+  const float part_largest = static_cast<float>(shared.maxima[part]);
+  target = (target - below) / exp((shared.maxima[part] - sums.maximum) * static_cast<double>(scale));
+
+  const float* logits = args.logits + matrix_offset(row, 0, args.V);
+  float masses[kThreadLogits];
+  load_share(masses, logits + part * kLogitsPart, consecutive_share(part_tokens(args.V, part)));
   double mass = 0;
-  for (std::int64_t tile = 0; tile < tiles; ++tile) mass += shared[tile];
-  const double target = to_unit_interval(random_bits_at(key.seed, key.a, key.b, key.c)) * mass;
-  // The tile, then the 32 tokens within it, then the token. A tile or lane without weight is never chosen.
-  double below = 0, before = 0;
-  std::int64_t chosen = 0;
-  for (std::int64_t tile = 0; tile < tiles; ++tile) {
-    if (shared[tile] <= 0) continue;
-    chosen = tile;
-    before = below;
-    below += shared[tile];
-    if (below > target) break;
+#pragma unroll
+  for (int i = 0; i < kThreadLogits; ++i) {
+    masses[i] =
+        key.greedy ? static_cast<float>(masses[i] == largest) : expf((masses[i] - part_largest) * scale);
+    mass += static_cast<double>(masses[i]);
   }
-  const std::int64_t begin = chosen * kDrawTile + lane_id() * kWarp, last = chosen * kDrawTile + kDrawTile;
-  const std::int64_t end = last < args.V ? last : args.V;
-  double lane_sum = 0;
-  for (std::int64_t i = begin; i < begin + kWarp && i < end; ++i)
-    lane_sum += static_cast<double>(draw_weight(logits, i, largest.value, scale));
-  double* lane_sums = shared + tiles;
-  lane_sums[lane_id()] = lane_sum;
-  __syncwarp();
-  if (lane_id() != 0) return;
-  std::int64_t lane = 0;
-  below = before;
-  for (std::int64_t i = 0; i < kWarp; ++i) {
-    if (lane_sums[i] <= 0) continue;
-    lane = i;
-    before = below;
-    below += lane_sums[i];
-    if (below > target) break;
-  }
-  const std::int64_t first = chosen * kDrawTile + lane * kWarp;
-  args.tokens[row] = static_cast<TokenId>(
-      invert(logits, first, first + kWarp < end ? first + kWarp : end, largest.value, scale, before, target));
+  thread_masses[threadIdx.x] = mass;
+  mass = warp_sum(mass);
+  if (lane_id() == 0) warp_masses[warp_id()] = mass;
+  __syncthreads();
+  below = 0;
+  const std::int64_t warp =
+      choose(kLogitsWarps, target, below, [&](std::int64_t i) { return warp_masses[i]; });
+  const std::int64_t thread = warp * kWarp + choose(kWarp, target, below, [&](std::int64_t i) {
+                                return thread_masses[warp * kWarp + i];
+                              });
+  if (threadIdx.x != thread) return;
+  const std::int64_t token =
+      part * kLogitsPart + thread * kThreadLogits +
+      choose(kThreadLogits, target, below, [&](std::int64_t i) { return static_cast<double>(masses[i]); });
+  args.tokens[row] = static_cast<TokenId>(token);
+  if (args.statistics) args.statistics[row] = row_statistics(sums, scale, logits[token]);
+}
+
+inline dim3 blocks_for_parts(std::int64_t rows, std::int64_t V) {
+  return dim3(static_cast<unsigned>(rows), static_cast<unsigned>(logits_parts(V)));
 }
 
 template <class T>
 void logits(const LogitsArgs<T>& args, std::int64_t rows, void* queue) {
-  launch("logits", logits_kernel<T>, dim3(static_cast<unsigned>(rows)), kLogitsThreads,
-         kLogitsThreads / kWarp * sizeof(SoftmaxSums), queue, args);
+  const std::int64_t parts = logits_parts(args.V);
+  launch("logits_parts", logits_parts_kernel<T>, blocks_for_parts(rows, args.V), kLogitsThreads,
+         kPartSharedBytes, queue, args, parts);
+  launch("logits_rows", logits_rows_kernel<T>, dim3(static_cast<unsigned>(rows)), kWarp,
+         static_cast<std::size_t>(3 * parts) * sizeof(double), queue, args, parts);
 }
 template <class T>
 void logits_grad(const LogitsArgs<T>& args, std::int64_t rows, void* queue) {
-  launch("logits_grad", logits_grad_kernel<T>, dim3(static_cast<unsigned>(rows)), kLogitsThreads, 0, queue,
+  launch("logits_grad", logits_grad_kernel<T>, blocks_for_parts(rows, args.V), kLogitsThreads, 0, queue,
          args);
 }
 template <class T>
 void draw(const DrawArgs<T>& args, std::int64_t rows, void* queue) {
-  const std::int64_t doubles = ceil_div(args.V, kDrawTile) + kWarp;
-  launch("draw", draw_kernel<T>, dim3(static_cast<unsigned>(rows)), kLogitsThreads,
-         static_cast<std::size_t>(doubles) * sizeof(double), queue, args);
+  const std::int64_t parts = logits_parts(args.V), doubles = kLogitsThreads + kLogitsWarps + 3 * parts;
+  launch("draw_parts", draw_parts_kernel<T>, blocks_for_parts(rows, args.V), kLogitsThreads, kPartSharedBytes,
+         queue, args, parts);
+  launch("draw_rows", draw_rows_kernel<T>, dim3(static_cast<unsigned>(rows)), kLogitsThreads,
+         static_cast<std::size_t>(doubles) * sizeof(double), queue, args, parts);
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU
