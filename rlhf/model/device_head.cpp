@@ -71,6 +71,7 @@ void DeviceHead::chunk_logits(const DecoderWeights<T>& weights, std::span<const 
   staged_targets_ = chunk_.add(targets);
   gather(rows);
   logits_.reserve_discard(to_size(n * V));
+  workspace_.reserve_discard(to_size(kernels::logits_workspace(n, V)));
   const LinearWeights<T>& head = weights.head;
   ops_.linear_wide({gathered_.data(), head.K, head.weight, head.bias, logits_.data(), V, head.K, false}, n,
                    V);
@@ -86,9 +87,10 @@ void DeviceHead::token_logprobs(DecoderRunner<T>& runner, const DecoderWeights<T
     const auto part = targets.subspan(begin, std::min(chunk, targets.size() - begin));
     chunk_logits(weights, part);
     runner.count_head(weights, static_cast<std::int64_t>(part.size()), 1);
-    ops_.logits({logits_.data(), config_.vocab_size, 1 / temperature, config_.final_softcap,
-                 chunk_.device(staged_targets_), statistics_.data() + begin, nullptr, nullptr},
-                static_cast<std::int64_t>(part.size()));
+    ops_.logits(
+        {logits_.data(), config_.vocab_size, 1 / temperature, config_.final_softcap,
+         chunk_.device(staged_targets_), statistics_.data() + begin, nullptr, nullptr, workspace_.data()},
+        static_cast<std::int64_t>(part.size()));
     cached_chunk_ = part.data();
   }
   std::vector<kernels::LogitsRow> rows(targets.size());
@@ -129,7 +131,8 @@ void DeviceHead::token_logprobs_backward(DecoderRunner<T>& runner, const Decoder
                                       chunk_.device(staged_targets_),
                                       statistics_.data() + begin,
                                       gradients_.device(dlogprob),
-                                      dentropies.empty() ? nullptr : gradients_.device(dentropy)};
+                                      dentropies.empty() ? nullptr : gradients_.device(dentropy),
+                                      workspace_.data()};
     if (!cached && config_.final_softcap > 0) ops_.logits(args, n);
     ops_.logits_grad(args, n);
     add_logits_gradient(runner, weights);
@@ -227,7 +230,7 @@ void DeviceHead::scalar_outputs_backward(DecoderRunner<T>& runner, const Decoder
 }
 
 std::size_t DeviceHead::held_bytes() const {
-  std::size_t total = dhidden_sums_.bytes() + logits_.bytes() + statistics_.bytes();
+  std::size_t total = dhidden_sums_.bytes() + logits_.bytes() + statistics_.bytes() + workspace_.bytes();
   for (const Buffer<T>* b : {&dhidden_, &gathered_, &dgathered_, &narrow_}) total += b->bytes();
   return total;
 }
@@ -236,6 +239,7 @@ void DeviceHead::release() {
   for (Buffer<T>* b : {&dhidden_, &gathered_, &dgathered_, &narrow_}) *b = Buffer<T>(0, ops_.buffers());
   for (Buffer<float>* b : {&dhidden_sums_, &logits_}) *b = Buffer<float>(0, ops_.buffers());
   statistics_ = Buffer<kernels::LogitsRow>(0, ops_.buffers());
+  workspace_ = Buffer<double>(0, ops_.buffers());
   cached_chunk_ = nullptr;
 }
 

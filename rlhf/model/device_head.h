@@ -60,6 +60,7 @@ class DeviceHead {
   Buffer<T> dhidden_, gathered_, dgathered_, narrow_;  ///< narrow_: a gradient in front of a product
   Buffer<float> dhidden_sums_, logits_;
   Buffer<kernels::LogitsRow> statistics_;
+  Buffer<double> workspace_;  ///< of statistics
   std::size_t num_statistics_ = 0;
   std::vector<float> host_logits_;
   const TokenTarget* cached_chunk_ = nullptr;  ///< targets whose logits are still in logits_

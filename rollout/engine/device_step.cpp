@@ -154,6 +154,7 @@ void DeviceStep::stage_draws(std::span<const Draw> draws, std::int64_t padded) {
 void DeviceStep::reserve(std::int64_t draws) {
   hidden_.reserve_discard(to_size(draws * config_.hidden_size));
   logits_.reserve_discard(to_size(draws * config_.vocab_size));
+  workspace_.reserve_discard(to_size(kernels::logits_workspace(draws, config_.vocab_size)));
   results_.reserve_discard(to_size(draws) * (sizeof(kernels::LogitsRow) + sizeof(TokenId)));
 }
 
@@ -173,9 +174,11 @@ void DeviceStep::queue_draws(const DecoderWeights<T>& weights, std::int64_t coun
   ops_.linear_wide({hidden_.data(), D, head.weight, head.bias, logits_.data(), V, D, false}, count, V);
   if (config_.final_softcap > 0) {  // in place; its statistics are those of token 0
     ops_.zero(tokens, to_size(count) * sizeof(TokenId));
-    ops_.logits({logits_.data(), V, 1, config_.final_softcap, tokens, statistics, nullptr, nullptr}, count);
+    ops_.logits({logits_.data(), V, 1, config_.final_softcap, tokens, statistics, nullptr, nullptr,
+                 workspace_.data()},
+                count);
   }
-  ops_.draw({logits_.data(), V, staging_.device(keys_), tokens}, count);
+  ops_.draw({logits_.data(), V, staging_.device(keys_), tokens, statistics, workspace_.data()}, count);
 }
 
 void DeviceStep::read_back(std::span<const Draw> draws, std::int64_t count, std::span<DrawnToken> drawn) {
