@@ -14,6 +14,28 @@ std::vector<V> copy_of(const V* values, std::int64_t count) {
 
 }  // namespace
 
+RowTiles find_tiles(const Rows& rows) {
+  RowTiles found;
+  const auto count = static_cast<std::int32_t>(rows.size());
+  for (std::int32_t first = 0, end = 0; first < count; first = end) {
+    const auto begin = static_cast<std::size_t>(first);
+    const auto goes_on = [&](std::int32_t t) {
+      const auto row = static_cast<std::size_t>(t);
+      return rows.tables[row] == rows.tables[begin] && rows.positions[row] == rows.positions[row - 1] + 1;
+    };
+    for (end = first + 1; end < count && goes_on(end);) ++end;
+    if (end - first < kernels::kMinTileRows) {
+      for (std::int32_t t = first; t < end; ++t) found.single_rows.push_back(t);
+      continue;
+    }
+    for (std::int32_t t = first; t < end; t += kernels::kTileRows) {
+      found.tiles.push_back(t);
+      found.tiles.push_back(std::min<std::int32_t>(end - t, kernels::kTileRows));
+    }
+  }
+  return found;
+}
+
 DeviceRows::DeviceRows(DeviceMemory& memory, const Rows& rows)
     : tokens_(memory, rows.tokens),
       positions_(memory, rows.positions),
@@ -42,6 +64,13 @@ DeviceRows::DeviceRows(DeviceMemory& memory, const Rows& rows)
   view_.tables = tables_.data();
   view_.copy_offsets = copy_offsets_.data();
   view_.copies = copies_.data();
+  const RowTiles found = find_tiles(rows);
+  tiles_ = DeviceBuffer<std::int32_t>(memory, found.tiles);
+  single_rows_ = DeviceBuffer<std::int32_t>(memory, found.single_rows);
+  view_.tiles = tiles_.data();
+  view_.num_tiles = static_cast<std::int64_t>(found.tiles.size() / 2);
+  view_.single_rows = single_rows_.data();
+  view_.num_single_rows = static_cast<std::int64_t>(found.single_rows.size());
 }
 
 DeviceBlockUses::DeviceBlockUses(DeviceMemory& memory, const PackedRows& packed)

@@ -182,12 +182,13 @@ template <class T>
 void attention_grad(const PassAttentionGradArgs<T>& args, const PassRows& rows, void* queue) {
   const std::int64_t H = args.cache.H;
   check_head_width(H);
+  const PassRows all = without_tiles(rows);
   if (H <= 64)
-    launch_attention_grad<T, 4, 2>(args, rows, queue);
+    launch_attention_grad<T, 4, 2>(args, all, queue);
   else if (H <= 128)
-    launch_attention_grad<T, 4, 4>(args, rows, queue);
+    launch_attention_grad<T, 4, 4>(args, all, queue);
   else
-    launch_attention_grad<T, 4, 8>(args, rows, queue);
+    launch_attention_grad<T, 4, 8>(args, all, queue);
 }
 
 template <class T>
