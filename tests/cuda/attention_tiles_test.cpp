@@ -119,3 +119,32 @@ TEST_CASE("a row has the same bits in any tile", "[device]") {
     });
   }
 }
+
+TEST_CASE("gradients of attention of tiles of rows equal the plain loop on every device", "[device]") {
+  using T = Bfloat16;
+  const AttentionCase rows(kRuns);
+  for (const AttentionShape& shape : kShapes) {
+    const std::int64_t width = shape.N * shape.H, stride = width + 3;
+    const AttentionInputs<T> in(rows, shape);
+    const Values<T> dout = random_rounded<T>(rows.rows() * width, 4);
+    const AttentionReference reference = in.reference(rows);
+    std::vector<double> lse;
+    std::vector<T> out;
+    for (const double value : reference.forward(&lse)) out.push_back(round_to<T>(value));
+    const std::vector<float> stored_lse(lse.begin(), lse.end());
+    AttentionReference::Gradients magnitudes;
+    const AttentionReference::Gradients expected = reference.backward(exact(out), dout.exact, &magnitudes);
+    on_every_device<T>([&](const TestDevice<T>& device) {
+      INFO(device.name << ", " << text_of(shape));
+      const AttentionGradResult<T> got =
+          run_attention_grad(device, rows, in, RowsAre::kTiled, out, dout.stored, stored_lse, stride);
+      std::vector<double> dq, between;
+      for (std::int64_t i = 0; i < rows.rows() * stride; ++i)
+        (i % stride < width ? dq : between).push_back(exact(got.dq[index_of(i)]));
+      CHECK(between == std::vector<double>(between.size(), 5.0));
+      check_sums(dq, expected.dq, magnitudes.dq, kRounding<T>);
+      check_sums(exact(got.dk), expected.dk, magnitudes.dk, 0);
+      check_sums(exact(got.dv), expected.dv, magnitudes.dv, 0);
+    });
+  }
+}
