@@ -25,28 +25,32 @@ __global__ void attention_delta_kernel(PassAttentionGradArgs<T> args, std::int64
   if (lane_id() == 0) args.workspace[head] = delta;
 }
 
-/// From a product q . k to the key's weight, and from dout . v to its slope, both without the scale that dQ
-/// and dK are multiplied with in the end.
-struct Slopes {
-  float scale, softcap;
-
-  struct Result {
-    float weight, slope;
-  };
-  /// @param log2_total log-sum-exp in exponents of 2
-  __device__ Result at(float product, float dot, float log2_total, float delta) const {
-    if (softcap <= 0) {
-      const float weight = power_of_two(product * (scale * kLog2e) - log2_total);
-      return {weight, weight * (dot - delta)};
-    }
-    const float bend = tanhf(product * scale / softcap);
-    const float weight = power_of_two(softcap * bend * kLog2e - log2_total);
-    return {weight, weight * (dot - delta) * (1 - bend * bend)};
+/// From products q . k to the keys' weights, in place, and from dout . v to their slopes, both without the
+/// scale that dQ and dK are multiplied with in the end.
+/// @param log2_total, delta functions of a fragment's place: log-sum-exp in exponents of 2, and delta
+template <class Log2Total, class Delta>
+__device__ inline void weights_and_slopes(float (&s)[2][4], float (&dots)[2][4],
+                                          const AttentionArgs<Bfloat16>& cache, const Log2Total& log2_total,
+                                          const Delta& delta) {
+  const float scale = static_cast<float>(cache.scale), softcap = static_cast<float>(cache.softcap);
+  if (softcap > 0) {
+#pragma unroll
+    for (int j = 0; j < 2; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const float bend = tanhf(s[j][e] * scale / softcap);
+        s[j][e] = power_of_two(softcap * bend * kLog2e - log2_total(j, e));
+        dots[j][e] = s[j][e] * (dots[j][e] - delta(j, e)) * (1 - bend * bend);
+      }
+    return;
   }
-};
-template <class T>
-__device__ inline Slopes slopes_of(const AttentionArgs<T>& cache) {
-  return {static_cast<float>(cache.scale), static_cast<float>(cache.softcap)};
+#pragma unroll
+  for (int j = 0; j < 2; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      s[j][e] = power_of_two(s[j][e] * (scale * kLog2e) - log2_total(j, e));
+      dots[j][e] = s[j][e] * (dots[j][e] - delta(j, e));
+    }
 }
 
 /// K of the last block of a tile is zero where it has no key, whatever is there: dQ multiplies it by 0.
@@ -59,11 +63,11 @@ __device__ inline void clear_keys(Bfloat16* keys, int first, int end) {
 }
 
 template <int kWidth>
-__global__ void attention_tile_dq_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
+__global__ void __launch_bounds__(kTileThreads, kWidth <= 64 ? 4 : 2)
+    attention_tile_dq_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
   using Tile = KeyTile<kWidth>;
   using Values = Padded<kWidth>;
   const QueryTile tile = query_tile(args.cache, rows, args.window);
-  const Slopes slopes = slopes_of(args.cache);
   const int row = warp_id() * kMmaRows, left = tile.rows - row;
   const RowsOfWarp mine = {tile.position + row, static_cast<int>(args.window)};
   Bfloat16* keys = block_shared<Bfloat16>();  // two tiles
@@ -106,17 +110,18 @@ __global__ void attention_tile_dq_kernel(PassAttentionGradArgs<Bfloat16> args, P
         multiply_add_row<true>(s, q[i], k + KeyMajor::lane<true>() + i * KeyMajor::kPiece, 0);
         multiply_add_row<false>(dots, dout[i], v + block * Values::kPiece + 16 * i, 0);
       }
-      const bool all = mine.see_all(key, kBlockKeys);
+      weights_and_slopes(
+          s, dots, args.cache, [&](int, int e) { return log2_total[e / 2]; },
+          [&](int, int e) { return delta[e / 2]; });
+      if (!mine.see_all(key, kBlockKeys)) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j)
+        for (int j = 0; j < 2; ++j)
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const bool seen = all || mine.sees(fragment_row(e), key + fragment_column(j, e));
-          const float slope = slopes.at(s[j][e], dots[j][e], log2_total[e / 2], delta[e / 2]).slope;
-          s[j][e] = seen ? slope : 0;
-        }
+          for (int e = 0; e < 4; ++e)
+            if (!mine.sees(fragment_row(e), key + fragment_column(j, e))) dots[j][e] = 0;
+      }
       unsigned a[4];
-      pack_rows(a, s, 0);
+      pack_rows(a, dots, 0);
       multiply_add_row<false>(dq, a, k + KeyMajor::lane<false>(), KeyMajor::kPiece);
     }
   }
@@ -126,7 +131,8 @@ __global__ void attention_tile_dq_kernel(PassAttentionGradArgs<Bfloat16> args, P
     for (int e = 0; e < 4; ++e)
       if (fragment_row(e) < left)
         args.dq[matrix_offset(tile.first_row + row + fragment_row(e), tile.n * kWidth + fragment_column(j, e),
-                              args.dq_stride)] = from_float<Bfloat16>(dq[j][e] * slopes.scale);
+                              args.dq_stride)] =
+            from_float<Bfloat16>(dq[j][e] * static_cast<float>(args.cache.scale));
 }
 
 /// Rows that see some keys, for the query heads of one kv head, in shared memory: q, dout, then lse and
@@ -177,22 +183,24 @@ __device__ inline void load_row_tile(Bfloat16* to, float* numbers,
                                      const PassAttentionGradArgs<Bfloat16>& args, const RowCursor& at,
                                      std::int64_t first_head) {
   using Tile = RowTile<kWidth>;
-  constexpr int kChunks = kWidth / 8;
+  constexpr int kChunks = kWidth / 8, kAtOnce = kTileThreads / kChunks;
+  const int thread = static_cast<int>(threadIdx.x), h = thread % kChunks * 8;
   const std::int64_t N = args.cache.N, first = matrix_offset(at.row, first_head + at.head, N);
+  const std::int64_t begin = (first + thread / kChunks * N) * kWidth + h;
+  Bfloat16* place = to + thread / kChunks * Padded<kWidth>::kStride + h;
 #pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < Tile::kRows * kChunks; i += kTileThreads) {
-    const int r = i / kChunks, h = i % kChunks * 8;
+  for (int i = 0; i < Tile::kRows; i += kAtOnce) {
+    const int r = thread / kChunks + i;
+    if (thread >= kAtOnce * kChunks || r >= Tile::kRows) break;
     const bool valid = at.row + r < at.end;
-    const std::int64_t from = (valid ? first + r * N : first) * kWidth + h;
-    copy_later<16>(to + r * Padded<kWidth>::kStride + h, args.q + from, valid);
-    copy_later<16>(to + Tile::kDout + r * Padded<kWidth>::kStride + h, args.dout + from, valid);
+    copy_later<16>(place + i * Padded<kWidth>::kStride, args.q + begin + i * N * kWidth, valid);
+    copy_later<16>(place + Tile::kDout + i * Padded<kWidth>::kStride, args.dout + begin + i * N * kWidth,
+                   valid);
   }
-  const int r = static_cast<int>(threadIdx.x);
-  if (r >= Tile::kRows) return;
-  const bool valid = at.row + r < at.end;
-  const std::int64_t from = valid ? first + r * N : first;
-  copy_later<4>(numbers + r, args.lse + from, valid);
-  copy_later<4>(numbers + Tile::kRows + r, args.workspace + from, valid);
+  if (thread >= Tile::kRows) return;
+  const bool valid = at.row + thread < at.end;
+  copy_later<4>(numbers + thread, args.lse + first + thread * N, valid);
+  copy_later<4>(numbers + Tile::kRows + thread, args.workspace + first + thread * N, valid);
 }
 
 /// The warp's block of keys as A, keys being rows.
@@ -219,11 +227,17 @@ __device__ inline bool goes_on(const BlockUses& uses, const PassRows& rows, std:
   return rows.tables[uses.ranges[2 * uses.offsets[next]]][first_key / kBlockKeys] == next - 1;
 }
 
-/// The sequence of the rows at the cursor has `block`, of keys from `first_key` on, in its table.
-__device__ inline bool range_sees(const PassRows& rows, const RowCursor& at, std::int64_t block,
-                                  int first_key) {
-  const int last = at.position + (at.end - at.row) - 1;
-  return last >= first_key && rows.tables[at.row][first_key / kBlockKeys] == block;
+/// What a warp needs to know of a tile of rows.
+struct TileForWarp {
+  int position, rows;  ///< of the first row; how many there are, 0 behind the last tile
+  bool sees;           ///< their sequence has the warp's block in its table
+};
+__device__ inline TileForWarp tile_for_warp(const PassRows& rows, const RowsOfRun& run, const RowCursor& at,
+                                            std::int64_t block, int first_key) {
+  if (at.done(run)) return {0, 0, false};
+  const int count = at.end - at.row;
+  const bool reaches = at.position + count > first_key;  // so the table has an entry
+  return {at.position, count, reaches && rows.tables[at.row][first_key / kBlockKeys] == block};
 }
 
 /// dK and dV of the warp's 16 keys.
@@ -236,7 +250,7 @@ template <int kWidth>
 __device__ inline void add_rows(KeyGradients<kWidth>& sums, const unsigned (&k)[kWidth / 16][4],
                                 const unsigned (&v)[kWidth / 16][4], const Bfloat16* tile,
                                 const float* numbers, const RowsOfWarp& rows, int count, int first_key,
-                                const Slopes& slopes) {
+                                const AttentionArgs<Bfloat16>& cache) {
   using Rows = Padded<kWidth>;
   using Tile = RowTile<kWidth>;
   const Bfloat16* columns = tile + Rows::template lane<false>();
@@ -246,18 +260,19 @@ __device__ inline void add_rows(KeyGradients<kWidth>& sums, const unsigned (&k)[
     multiply_add_row<false>(s, k[i], columns + 16 * i, 0);
     multiply_add_row<false>(dots, v[i], columns + Tile::kDout + 16 * i, 0);
   }
-  const bool all = count >= kMmaRows && rows.see_all(first_key, kBlockKeys);
+  weights_and_slopes(
+      s, dots, cache, [&](int j, int e) { return numbers[fragment_column(j, e)] * kLog2e; },
+      [&](int j, int e) { return numbers[Tile::kRows + fragment_column(j, e)]; });
+  if (count < kMmaRows || !rows.see_all(first_key, kBlockKeys)) {
 #pragma unroll
-  for (int j = 0; j < 2; ++j)
+    for (int j = 0; j < 2; ++j)
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int row = fragment_column(j, e);
-      const Slopes::Result at =
-          slopes.at(s[j][e], dots[j][e], numbers[row] * kLog2e, numbers[Tile::kRows + row]);
-      const bool seen = all || (row < count && rows.sees(row, first_key + fragment_row(e)));
-      s[j][e] = seen ? at.weight : 0;
-      dots[j][e] = seen ? at.slope : 0;
-    }
+      for (int e = 0; e < 4; ++e) {
+        const int row = fragment_column(j, e);
+        if (row < count && rows.sees(row, first_key + fragment_row(e))) continue;
+        s[j][e] = dots[j][e] = 0;
+      }
+  }
   const Bfloat16* down = tile + Rows::template lane<true>();
   unsigned a[4];
   pack_rows(a, s, 0);
@@ -306,36 +321,31 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
   const int last_key = uses.first_keys[end - 1] + kBlockKeys - 1;
   const RowsOfRun run = {static_cast<int>(uses.offsets[first + 1]),
                          window > 0 ? last_key + window - 1 : INT32_MAX - 1};
-  RowCursor here = {static_cast<int>(uses.offsets[first]), 0, 0, 0, 0};
-  here.enter_range(uses.ranges, rows, run);
-  RowCursor next = here;
-  int place = 0, range = -1;
-  bool sees = false;
-  if (!next.done(run)) load_row_tile<kWidth>(tiles, numbers, args, next, g * group);
-  while (!here.done(run)) {
-    if (mine && here.range != range) {
-      range = here.range;
-      sees = range_sees(rows, here, block, first_key);
-    }
+  RowCursor next = {static_cast<int>(uses.offsets[first]), 0, 0, 0, 0};
+  next.enter_range(uses.ranges, rows, run);
+  TileForWarp here = {0, 0, false};
+  int place = 0;
+  do {
     wait_for_copies();
-    __syncthreads();  // the tile is there, and every warp has left the one before
-    const Bfloat16* tile = tiles + place * Tile::kElements;
-    const float* of_tile = numbers + place * Tile::kFloats;
-    place = 1 - place;
-    next.advance(uses.ranges, rows, run, Tile::kRows, group);
-    if (!next.done(run))
+    __syncthreads();  // tile `here` is there, and every warp has left the one before
+    const TileForWarp coming = tile_for_warp(rows, run, next, mine ? block : -1, first_key);
+    if (coming.rows > 0) {
       load_row_tile<kWidth>(tiles + place * Tile::kElements, numbers + place * Tile::kFloats, args, next,
                             g * group);
-#pragma unroll 1
-    for (int row = 0; row < Tile::kRows; row += kMmaRows) {
-      const RowsOfWarp of_step = {here.position + row, window};
-      const int left = here.end - here.row - row;
-      if (!sees || left <= 0 || !of_step.see_any(first_key, kBlockKeys)) continue;
-      add_rows<kWidth>(sums, k, v, tile + row * Padded<kWidth>::kStride, of_tile + row, of_step, left,
-                       first_key, slopes_of(cache));
+      next.advance(uses.ranges, rows, run, Tile::kRows, group);
     }
-    here = next;
-  }
+    place = 1 - place;
+    const Bfloat16* tile = tiles + place * Tile::kElements;
+    const float* of_tile = numbers + place * Tile::kFloats;
+#pragma unroll 1
+    for (int row = 0; row < Tile::kRows && row < here.rows; row += kMmaRows) {
+      const RowsOfWarp of_step = {here.position + row, window};
+      if (!here.sees || !of_step.see_any(first_key, kBlockKeys)) continue;
+      add_rows<kWidth>(sums, k, v, tile + row * Padded<kWidth>::kStride, of_tile + row, of_step,
+                       here.rows - row, first_key, cache);
+    }
+    here = coming;
+  } while (here.rows > 0);
   __syncthreads();  // before the next blocks' tiles
   if (mine) store_gradients<kWidth>(args, sums, at);
 }
