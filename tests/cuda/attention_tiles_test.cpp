@@ -145,6 +145,13 @@ TEST_CASE("gradients of attention of tiles of rows equal the plain loop on every
       check_sums(dq, expected.dq, magnitudes.dq, kRounding<T>);
       check_sums(exact(got.dk), expected.dk, magnitudes.dk, 0);
       check_sums(exact(got.dv), expected.dv, magnitudes.dv, 0);
+      if (shape.N > 1) return;
+      // The other way differs, so tensor cores were used.
+      const AttentionGradResult<T> single =
+          run_attention_grad(device, rows, in, RowsAre::kSingle, out, dout.stored, stored_lse, stride);
+      CHECK(got.dk != single.dk);
+      CHECK(got.dv != single.dv);
+      CHECK(exact(got.dq) != exact(single.dq));
     });
   }
 }

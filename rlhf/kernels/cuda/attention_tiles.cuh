@@ -66,24 +66,24 @@ struct KeyTile {
   static constexpr std::size_t kBytes = 2 * kElements * sizeof(Bfloat16);  // one is loaded while one is used
 };
 
-/// Up to 64 rows and one query head.
+/// Up to 64 rows and one query head. Ints: registers are scarce.
 struct QueryTile {
-  std::int64_t first_row, n, g;
   const std::int32_t* table;
-  int rows, position;       ///< of the first row
-  int first_key, num_keys;  ///< that some row sees
+  int first_row, n, g, rows, position;  ///< position of the first row
+  int first_key, num_keys;              ///< that some row sees
 };
 
 /// Blocks take the last tiles first: those of the end of a sequence, which have most to do.
 template <class T>
 __device__ inline QueryTile query_tile(const AttentionArgs<T>& cache, const PassRows& rows,
                                        std::int64_t window) {
-  const std::int64_t i = rows.num_tiles - 1 - blockIdx.x / cache.N, n = blockIdx.x % cache.N;
+  const int N = static_cast<int>(cache.N), block = static_cast<int>(blockIdx.x), n = block % N;
+  const std::int64_t i = rows.num_tiles - 1 - block / N;
   const int first = rows.tiles[2 * i], count = rows.tiles[2 * i + 1], position = rows.positions[first];
-  return {first,
+  return {rows.tables[first],
+          first,
           n,
-          n / (cache.N / cache.G),
-          rows.tables[first],
+          n / static_cast<int>(cache.N / cache.G),
           count,
           position,
           static_cast<int>(first_visible_key(position, window)),
@@ -97,13 +97,15 @@ __device__ inline void load_keys(Bfloat16* to, const AttentionArgs<Bfloat16>& ca
                                  int first) {
   using Tile = KeyTile<kWidth>;
   constexpr int kChunks = 2 * kWidth, kAll = Tile::kBlocks * kChunks, kValueChunks = kWidth / 8;
+  static_assert(kAll % kTileThreads == 0);
 #pragma unroll
-  for (int i = static_cast<int>(threadIdx.x); i < kAll; i += kTileThreads) {
+  for (int j = 0; j < kAll / kTileThreads; ++j) {
+    const int i = static_cast<int>(threadIdx.x) + j * kTileThreads;
     const int in_tile = i / kChunks, chunk = i % kChunks, slot = chunk / kValueChunks;
     const int key = first + in_tile * kBlockKeys;
     const bool seen = key < tile.num_keys && key + kBlockKeys > tile.first_key;
     const std::int64_t block = seen ? tile.table[key / kBlockKeys] : 0;
-    const std::int64_t from = (seen ? head_offset(block, cache.block_stride, tile.g, kWidth) : 0) + 8 * chunk;
+    const std::int64_t from = head_offset(block, cache.block_stride, tile.g, kWidth) + 8 * chunk;
     copy_later<16>(to + in_tile * Tile::kBlockElements + KeyMajor::chunk(chunk), cache.k + from, seen);
     copy_later<16>(
         to + Tile::kV + (in_tile * kBlockKeys + slot) * Padded<kWidth>::kStride + 8 * (chunk % kValueChunks),
@@ -130,7 +132,7 @@ struct RowsOfWarp {
   int first_position, window;  ///< window 0 = all
 
   __device__ int first_key(int position) const {
-    return static_cast<int>(first_visible_key(position, window));
+    return window > 0 && position >= window ? position + 1 - window : 0;
   }
   /// Some row sees one of `count` keys from `key` on.
   __device__ bool see_any(int key, int count) const {
@@ -270,7 +272,8 @@ __device__ inline void store_rows(const PassAttentionArgs<Bfloat16>& args, const
 }
 
 template <int kWidth>
-__global__ void attention_tile_kernel(PassAttentionArgs<Bfloat16> args, PassRows rows) {
+__global__ void __launch_bounds__(kTileThreads, 3)
+    attention_tile_kernel(PassAttentionArgs<Bfloat16> args, PassRows rows) {
   using Tile = KeyTile<kWidth>;
   const QueryTile tile = query_tile(args.cache, rows, args.window);
   const float scale = static_cast<float>(args.cache.scale), softcap = static_cast<float>(args.cache.softcap);
@@ -280,9 +283,8 @@ __global__ void attention_tile_kernel(PassAttentionArgs<Bfloat16> args, PassRows
   Bfloat16* keys = block_shared<Bfloat16>();  // two tiles
 
   unsigned q[kWidth / 16][4];
-  const std::int64_t first_row = tile.first_row + row;
-  load_rows<kWidth>(q, args.q + matrix_offset(first_row, tile.n * kWidth, args.q_stride), args.q_stride,
-                    tile.rows - row);
+  load_rows<kWidth>(q, args.q + matrix_offset(tile.first_row + row, tile.n * kWidth, args.q_stride),
+                    args.q_stride, tile.rows - row);
   RowSoftmax<kWidth> state;
   for (int side = 0; side < 2; ++side) {
     state.maximum[side] = -1e30F;  // finite: keys that a row does not see must weigh 0, not NaN
@@ -293,19 +295,18 @@ __global__ void attention_tile_kernel(PassAttentionArgs<Bfloat16> args, PassRows
 #pragma unroll
     for (float& sum : d) sum = 0;
 
-  int first = tile.first_key / Tile::kKeys * Tile::kKeys, place = 0;
-  load_keys<kWidth>(keys, args.cache, tile, first);
-  for (; first < tile.num_keys; first += Tile::kKeys) {
+  const int begin = tile.first_key / Tile::kKeys * Tile::kKeys;
+  int place = 0;
+  for (int first = begin - Tile::kKeys; first < tile.num_keys; first += Tile::kKeys) {
     wait_for_copies();
     __syncthreads();  // the tile is there, and every warp has left the one before
-    const Bfloat16* here = keys + place * Tile::kElements;
-    place = 1 - place;
     if (first + Tile::kKeys < tile.num_keys)
       load_keys<kWidth>(keys + place * Tile::kElements, args.cache, tile, first + Tile::kKeys);
-    if (row < tile.rows && mine.see_any(first, Tile::kKeys))
-      add_keys<kWidth>(state, q, here, mine, first, scale, softcap, factor);
+    place = 1 - place;
+    if (first >= begin && row < tile.rows && mine.see_any(first, Tile::kKeys))
+      add_keys<kWidth>(state, q, keys + place * Tile::kElements, mine, first, scale, softcap, factor);
   }
-  if (row < tile.rows) store_rows<kWidth>(args, state, first_row, tile.n, tile.rows - row, factor);
+  if (row < tile.rows) store_rows<kWidth>(args, state, tile.first_row + row, tile.n, tile.rows - row, factor);
 }
 
 inline bool aligned(const void* pointer, std::size_t bytes) {

@@ -63,7 +63,7 @@ __device__ inline void clear_keys(Bfloat16* keys, int first, int end) {
 }
 
 template <int kWidth>
-__global__ void __launch_bounds__(kTileThreads, kWidth <= 64 ? 4 : 2)
+__global__ void __launch_bounds__(kTileThreads, kWidth <= 64 ? 3 : 2)
     attention_tile_dq_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
   using Tile = KeyTile<kWidth>;
   using Values = Padded<kWidth>;
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kTileThreads, kWidth <= 64 ? 4 : 2)
   const RowsOfWarp mine = {tile.position + row, static_cast<int>(args.window)};
   Bfloat16* keys = block_shared<Bfloat16>();  // two tiles
 
-  const std::int64_t N = args.cache.N, head = (tile.first_row + row) * N + tile.n;
+  const std::int64_t N = args.cache.N, head = matrix_offset(tile.first_row + row, tile.n, N);
   unsigned q[kWidth / 16][4], dout[kWidth / 16][4];
   load_rows<kWidth>(q, args.q + head * kWidth, N * kWidth, left);
   load_rows<kWidth>(dout, args.dout + head * kWidth, N * kWidth, left);
@@ -85,16 +85,17 @@ __global__ void __launch_bounds__(kTileThreads, kWidth <= 64 ? 4 : 2)
     delta[side] = args.workspace[head + r * N];
   }
 
-  int first = tile.first_key / Tile::kKeys * Tile::kKeys, place = 0;
-  load_keys<kWidth>(keys, args.cache, tile, first);
-  for (; first < tile.num_keys; first += Tile::kKeys) {
+  const int begin = tile.first_key / Tile::kKeys * Tile::kKeys;
+  int place = 0;
+  for (int first = begin - Tile::kKeys; first < tile.num_keys; first += Tile::kKeys) {
     wait_for_copies();
     __syncthreads();  // the tile is there, and every warp has left the one before
-    Bfloat16* here = keys + place * Tile::kElements;
+    const bool more = first + Tile::kKeys < tile.num_keys;
+    if (more) load_keys<kWidth>(keys + place * Tile::kElements, args.cache, tile, first + Tile::kKeys);
     place = 1 - place;
-    if (first + Tile::kKeys < tile.num_keys) {
-      load_keys<kWidth>(keys + place * Tile::kElements, args.cache, tile, first + Tile::kKeys);
-    } else if (tile.num_keys % kBlockKeys != 0) {
+    if (first < begin) continue;
+    Bfloat16* here = keys + place * Tile::kElements;
+    if (!more && tile.num_keys % kBlockKeys != 0) {
       clear_keys<kWidth>(here, first, tile.num_keys);
       __syncthreads();
     }
@@ -352,7 +353,8 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
 
 /// Four blocks of keys of one kv head; those of one sequence at once.
 template <int kWidth>
-__global__ void attention_tile_dkv_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
+__global__ void __launch_bounds__(kTileThreads, kWidth <= 64 ? 3 : 2)
+    attention_tile_dkv_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
   const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kTileWarps;
   const std::int64_t count = args.uses.num_blocks;
   const std::int64_t limit = begin + kTileWarps < count ? begin + kTileWarps : count;
