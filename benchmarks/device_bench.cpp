@@ -4,10 +4,12 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -17,6 +19,7 @@
 #include "rlhf/kernels/cuda_device.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/model/device_rows.h"
+#include "rlhf/model/packed_rows.h"
 
 namespace rlhf {
 namespace {
@@ -27,12 +30,17 @@ class Bench {
   Bench(const kernels::DeviceKernels<T>& ops, DeviceMemory& memory, std::string dtype, bool small)
       : ops_(ops), memory_(memory), dtype_(std::move(dtype)), shrink_(small ? 16 : 1) {}
 
-  void run() {
-    rows();
-    products();
-    attention();
-    logits();
-    optimizer();
+  /// @param only name of a group, or empty for all
+  void run(const std::string& only) {
+    const auto group = [&](const std::string& name, void (Bench::*times)()) {
+      if (only.empty() || only == name) (this->*times)();
+    };
+    group("rows", &Bench::rows);
+    group("products", &Bench::products);
+    group("attention", &Bench::attention);
+    group("sequences", &Bench::attention_of_sequences);
+    group("logits", &Bench::logits);
+    group("optimizer", &Bench::optimizer);
   }
 
  private:
@@ -131,6 +139,48 @@ class Bench {
       }
   }
 
+  // Prefill and training: whole sequences, FLOPs of the keys that rows see. Backward computes scores and dout
+  // V^T again and three more products: 2.5 times forward.
+  void attention_of_sequences() {
+    struct Case {
+      std::int64_t sequences, length, N, G, H;
+    };
+    for (const Case c : {Case{8, 1024, 14, 2, 64}, Case{1, 8192, 14, 2, 64}, Case{8, 1024, 32, 8, 128},
+                         Case{1, 8192, 32, 8, 128}}) {
+      if (sizeof(T) > 2 && c.length > 1024) continue;  // minutes without tensor cores
+      const std::int64_t length = smaller(c.length), stride = c.G * c.H * kernels::kBlockTokens;
+      std::vector<std::vector<TokenId>> tokens;
+      for (std::int64_t s = 0; s < c.sequences; ++s)
+        tokens.emplace_back(static_cast<std::size_t>(length), static_cast<TokenId>(s));
+      const PackedRows packed(std::vector<std::span<const TokenId>>(tokens.begin(), tokens.end()));
+      const DeviceRows rows(memory_, packed.rows());
+      const DeviceBlockUses uses(memory_, packed);
+      const std::int64_t count = rows.view().count, elements = count * c.N * c.H;
+      const std::int64_t kv = packed.num_blocks() * stride;
+      auto q = random<T>(elements), out = random<T>(elements), dout = random<T>(elements),
+           dq = random<T>(elements), k = random<T>(kv), v = random<T>(kv);
+      auto lse = random<Wide<T>>(count * c.N), dk = random<Wide<T>>(kv), dv = random<Wide<T>>(kv),
+           workspace = random<Wide<T>>(
+               std::max(count * c.N, kernels::attention_workspace(count, c.N, c.H, length, 0)));
+      const kernels::AttentionArgs<T> cache = {
+          k.data(), v.data(), stride, c.N, c.G, c.H, 1 / std::sqrt(static_cast<double>(c.H)), 0};
+      const double keys = static_cast<double>(c.sequences * length) * static_cast<double>(length + 1) / 2;
+      const double flops = 4 * keys * static_cast<double>(c.N * c.H);
+      const nlohmann::ordered_json shape = {
+          {"sequences", c.sequences}, {"length", length}, {"N", c.N}, {"G", c.G}, {"H", c.H}};
+      time("attention_sequences", shape, bytes_of(2 * elements + 2 * kv), flops, [&] {
+        ops_.attention({cache, q.data(), c.N * c.H, out.data(), lse.data(), 0, workspace.data()}, rows.view(),
+                       memory_.queue());
+      });
+      time("attention_sequences_grad", shape, bytes_of(4 * elements + 2 * kv) + 8 * static_cast<double>(kv),
+           2.5 * flops, [&] {
+             ops_.attention_grad({cache, q.data(), out.data(), dout.data(), lse.data(), dq.data(), c.N * c.H,
+                                  dk.data(), dv.data(), 0, uses.view(), packed.row_trees(), workspace.data()},
+                                 rows.view(), memory_.queue());
+           });
+    }
+  }
+
   void logits() {
     const std::int64_t rows = smaller(64), V = 128256;
     auto values = random<Wide<T>>(rows * V);
@@ -176,18 +226,18 @@ class Bench {
   std::int64_t shrink_;
 };
 
-int run(const std::string& device, bool small) {
+int run(const std::string& device, bool small, const std::string& only) {
   if (device == "cpu") {
     ThreadPool pool;
     Compute<float> compute(pool, kernels::detect_cpu_isa());
     HostMemory memory(&compute);
-    Bench<float>(kernels::cpu_device_kernels<float>(), memory, "float32", small).run();
+    Bench<float>(kernels::cpu_device_kernels<float>(), memory, "float32", small).run(only);
     return 0;
   }
   const auto cuda = CudaDevice::open();
   std::cerr << cuda_status().text << '\n';
-  Bench<Bfloat16>(cuda_device_kernels<Bfloat16>(), *cuda, "bfloat16", small).run();
-  Bench<float>(cuda_device_kernels<float>(), *cuda, "float32", small).run();
+  Bench<Bfloat16>(cuda_device_kernels<Bfloat16>(), *cuda, "bfloat16", small).run(only);
+  Bench<float>(cuda_device_kernels<float>(), *cuda, "float32", small).run(only);
   return 0;
 }
 
@@ -196,13 +246,15 @@ int run(const std::string& device, bool small) {
 
 int main(int argc, char** argv) {
   CLI::App app("Times the operations of a device");
-  std::string device = "cuda";
+  std::string device = "cuda", only;
   bool small = false;
   app.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_flag("--small", small, "A sixteenth of the sizes");
+  app.add_option("--only", only, "One group of operations")
+      ->check(CLI::IsMember({"rows", "products", "attention", "sequences", "logits", "optimizer"}));
   CLI11_PARSE(app, argc, argv);
   try {
-    return rlhf::run(device, small);
+    return rlhf::run(device, small, only);
   } catch (const std::exception& error) {
     std::cerr << "device_bench: " << error.what() << '\n';
     return 1;

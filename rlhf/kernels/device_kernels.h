@@ -22,6 +22,12 @@ struct PassRows {
   const std::size_t* copy_offsets = nullptr;    ///< [T + 1], or null: no row has copies
   const std::int32_t* copies = nullptr;         ///< further blocks that take a row's K and V
   std::int64_t max_keys = 0;                    ///< largest position + 1; known to the host
+  /// Rows that a GPU may take together: tile i is rows [tiles[2 i], tiles[2 i] + tiles[2 i + 1]), at most
+  /// kTileRows of one table with ascending positions. No tiles: every row by itself.
+  const std::int32_t* tiles = nullptr;
+  std::int64_t num_tiles = 0;
+  const std::int32_t* single_rows = nullptr;  ///< the rows in no tile, where there are tiles
+  std::int64_t num_single_rows = 0;
 };
 
 template <class T>
@@ -95,7 +101,8 @@ struct PassAttentionArgs {
 };
 
 /// Which rows see a block: rows [ranges[2 r], ranges[2 r + 1]) for r in [offsets[block], offsets[block + 1]),
-/// all of sequences in whose table the block is number first_keys[block] / kBlockTokens.
+/// each of one sequence in whose table the block is number first_keys[block] / kBlockTokens. The rows of a
+/// range have ascending positions.
 struct BlockUses {
   std::int64_t num_blocks = 0;
   const std::int64_t* offsets = nullptr;     ///< [num_blocks + 1]
@@ -123,8 +130,9 @@ struct PassAttentionGradArgs {
   Wide<T>* dk;  ///< [uses.num_blocks] blocks, overwritten
   Wide<T>* dv;
   std::int64_t window;
-  BlockUses uses;  ///< read on a GPU
-  RowTrees trees;  ///< read on the CPU
+  BlockUses uses;                ///< read on a GPU
+  RowTrees trees;                ///< read on the CPU
+  Wide<T>* workspace = nullptr;  ///< [T, N], for tensor cores on a GPU; null does without both
 };
 
 template <class T>

@@ -59,4 +59,7 @@ RLHF_HOST_DEVICE constexpr std::int64_t part_offset(std::int64_t row, std::int64
   return ((row * N + n) * parts + part) * (H + 2);
 }
 
+/// Most rows of a tile of PassRows. Runs of fewer rows than kMinTileRows are not worth a tile.
+inline constexpr std::int64_t kTileRows = 64, kMinTileRows = 16;
+
 }  // namespace rlhf::kernels

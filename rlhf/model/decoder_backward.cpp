@@ -99,9 +99,10 @@ void DecoderRunner<T>::attention_backward(const LayerWeights<T>& layer, const Ba
   }
   linear_backward(layer.out, rows_count, kept.attention.data(), dout, dattention_.data(), false);
 
+  if (ops_.memory()) workspace_.reserve_discard(to_size(rows_count * N));
   ops_.attention_grad({attention_args(k, v, block_stride), kept.q.data(), kept.attention.data(),
                        dattention_.data(), kept.lse.data(), dqkv_.data(), width, dk_.data(), dv_.data(),
-                       window(index), packed.uses, packed.trees},
+                       window(index), packed.uses, packed.trees, workspace_.data()},
                       rows);
   const bool rotate = rotates(index);
   ops_.append_grad(

@@ -37,6 +37,28 @@ JoinedTables join_tables(const Rows& rows) {
 
 }  // namespace
 
+RowTiles find_tiles(const Rows& rows) {
+  RowTiles found;
+  const auto count = static_cast<std::int32_t>(rows.size());
+  for (std::int32_t first = 0, end = 0; first < count; first = end) {
+    const auto begin = static_cast<std::size_t>(first);
+    const auto goes_on = [&](std::int32_t t) {
+      const auto row = static_cast<std::size_t>(t);
+      return rows.tables[row] == rows.tables[begin] && rows.positions[row] == rows.positions[row - 1] + 1;
+    };
+    for (end = first + 1; end < count && goes_on(end);) ++end;
+    if (end - first < kernels::kMinTileRows) {
+      for (std::int32_t t = first; t < end; ++t) found.single_rows.push_back(t);
+      continue;
+    }
+    for (std::int32_t t = first; t < end; t += kernels::kTileRows) {
+      found.tiles.push_back(t);
+      found.tiles.push_back(std::min<std::int32_t>(end - t, kernels::kTileRows));
+    }
+  }
+  return found;
+}
+
 const kernels::PassRows& DeviceRows::place(const Rows& rows) {
   const JoinedTables joined = join_tables(rows);
   staging_.clear();
@@ -45,6 +67,8 @@ const kernels::PassRows& DeviceRows::place(const Rows& rows) {
   const auto tables = staging_.add(rows.tables);
   const auto copy_offsets = staging_.add(rows.copy_offsets);
   const auto copies = staging_.add(rows.copies);
+  const RowTiles found = find_tiles(rows);
+  const auto tiles = staging_.add(found.tiles), single_rows = staging_.add(found.single_rows);
   // Last: the places of all else depend on the number of rows only.
   const auto blocks = staging_.add(joined.blocks);
   staging_.reserve();
@@ -57,6 +81,10 @@ const kernels::PassRows& DeviceRows::place(const Rows& rows) {
   view_.tables = staging_.device(tables);
   view_.copy_offsets = rows.copy_offsets.empty() ? nullptr : staging_.device(copy_offsets);
   view_.copies = staging_.device(copies);
+  view_.tiles = staging_.device(tiles);
+  view_.num_tiles = static_cast<std::int64_t>(found.tiles.size() / 2);
+  view_.single_rows = staging_.device(single_rows);
+  view_.num_single_rows = static_cast<std::int64_t>(found.single_rows.size());
   return view_;
 }
 

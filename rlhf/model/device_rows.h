@@ -2,11 +2,20 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <vector>
 
 #include "rlhf/model/packed_rows.h"
 #include "rlhf/tensor/staging.h"
 
 namespace rlhf {
+
+/// The rows of a pass in tiles of PassRows and one by one.
+struct RowTiles {
+  std::vector<std::int32_t> tiles;        ///< first row, number of rows
+  std::vector<std::int32_t> single_rows;  ///< ascending
+};
+/// Cuts every run of rows of one table with ascending positions that has kMinTileRows rows or more.
+RowTiles find_tiles(const Rows& rows);
 
 /// The rows of one pass in a device's memory. Block tables are uploaded once per sequence, as far as the pass
 /// reads them.

@@ -136,20 +136,163 @@ struct AttentionReference {
     for (const double score : head.scores) head.p.push_back(std::exp(score - head.lse));
     return head;
   }
-  /// out [T, N, H], and lse [T, N].
-  std::vector<double> forward(std::vector<double>* lse) const {
+  /// out [T, N, H], lse [T, N], and what out would be if all values were positive.
+  std::vector<double> forward(std::vector<double>* lse, std::vector<double>* magnitudes = nullptr) const {
     std::vector<double> out(q.size());
+    if (magnitudes) magnitudes->resize(q.size());
     for (std::int64_t t = 0; t < rows->rows(); ++t)
       for (std::int64_t n = 0; n < shape.N; ++n) {
         const Head at = head(t, n);
         if (lse) lse->push_back(at.lse);
         for (std::size_t j = 0; j < at.keys.size(); ++j)
-          for (std::int64_t h = 0; h < shape.H; ++h)
-            out[index_of((t * shape.N + n) * shape.H + h)] +=
-                at.p[j] * value(at.keys[j], n / (shape.N / shape.G))[h];
+          for (std::int64_t h = 0; h < shape.H; ++h) {
+            const double term = at.p[j] * value(at.keys[j], n / (shape.N / shape.G))[h];
+            const std::size_t to = index_of((t * shape.N + n) * shape.H + h);
+            out[to] += term;
+            if (magnitudes) (*magnitudes)[to] += std::abs(term);
+          }
       }
     return out;
   }
+
+  struct Gradients {
+    std::vector<double> dq, dk, dv;  ///< [T, N, H], [T, G, H]
+  };
+  /// @param out what the kernel takes as output, rounded: delta must be computed from the same
+  /// @param magnitudes sums of the terms' absolute values
+  Gradients backward(const std::vector<double>& out, const std::vector<double>& dout,
+                     Gradients* magnitudes = nullptr) const {
+    Gradients sums{std::vector<double>(q.size()), std::vector<double>(k.size()),
+                   std::vector<double>(v.size())};
+    if (magnitudes) *magnitudes = sums;
+    const auto add = [&](std::vector<double> Gradients::*which, std::int64_t to, double term) {
+      (sums.*which)[index_of(to)] += term;
+      if (magnitudes) (magnitudes->*which)[index_of(to)] += std::abs(term);
+    };
+    for (std::int64_t t = 0; t < rows->rows(); ++t)
+      for (std::int64_t n = 0; n < shape.N; ++n) {
+        const std::int64_t g = n / (shape.N / shape.G), at = (t * shape.N + n) * shape.H;
+        const Head head = this->head(t, n);
+        const double delta = dot(dout.data() + at, out.data() + at, shape.H);
+        for (std::size_t j = 0; j < head.keys.size(); ++j) {
+          const std::int64_t kv = (head.keys[j] * shape.G + g) * shape.H;
+          double slope =
+              head.p[j] * (dot(dout.data() + at, value(head.keys[j], g), shape.H) - delta) * shape.scale();
+          if (shape.softcap > 0) slope *= 1 - std::pow(head.scores[j] / shape.softcap, 2);
+          for (std::int64_t h = 0; h < shape.H; ++h) {
+            add(&Gradients::dq, at + h, slope * k[index_of(kv + h)]);
+            add(&Gradients::dk, kv + h, slope * q[index_of(at + h)]);
+            add(&Gradients::dv, kv + h, head.p[j] * dout[index_of(at + h)]);
+          }
+        }
+      }
+    return sums;
+  }
 };
+
+/// q, k and v of every row, random, and what kernels take of them.
+template <class T>
+struct AttentionInputs {
+  AttentionShape shape;
+  Values<T> q, k, v;
+
+  AttentionInputs(const AttentionCase& rows, const AttentionShape& s)
+      : shape(s),
+        q(random_rounded<T>(rows.rows() * s.N * s.H, 1)),
+        k(random_rounded<T>(rows.rows() * s.G * s.H, 2)),
+        v(random_rounded<T>(rows.rows() * s.G * s.H, 3)) {}
+  AttentionReference reference(const AttentionCase& rows) const {
+    return {&rows, shape, q.exact, k.exact, v.exact};
+  }
+  std::vector<T> k_blocks(const AttentionCase& rows, double filler) const {
+    return rows.blocks(k.stored, shape, filler, kernels::key_offset);
+  }
+  std::vector<T> v_blocks(const AttentionCase& rows, double filler) const {
+    return rows.blocks(v.stored, shape, filler, [&](std::int64_t slot, std::int64_t h) {
+      return kernels::value_offset(slot, h, shape.H);
+    });
+  }
+  kernels::AttentionArgs<T> cache(const DeviceBuffer<T>& k_on_device,
+                                  const DeviceBuffer<T>& v_on_device) const {
+    return {k_on_device.data(), v_on_device.data(), shape.block_stride(), shape.N, shape.G, shape.H,
+            shape.scale(),      shape.softcap};
+  }
+};
+
+/// Whether a pass may take rows in tiles: on tensor cores, where weights are rounded to bf16.
+enum class RowsAre { kSingle, kTiled };
+
+inline kernels::PassRows view_of(const DeviceRows& rows, RowsAre how) {
+  kernels::PassRows view = rows.view();
+  if (how == RowsAre::kSingle) view.num_tiles = 0;
+  return view;
+}
+
+template <class T>
+struct AttentionResult {
+  std::vector<T> out;
+  std::vector<float> lse;
+};
+
+/// Attention of the rows from `first` on.
+template <class T>
+AttentionResult<T> run_attention(const TestDevice<T>& device, const AttentionCase& all,
+                                 const AttentionInputs<T>& in, RowsAre how, std::int64_t first = 0) {
+  const AttentionShape& shape = in.shape;
+  const DeviceRows rows(*device.memory, all.rows_from(first));
+  const std::int64_t width = shape.N * shape.H, count = rows.view().count;
+  auto q = device.put(in.q.stored), k = device.put(in.k_blocks(all, NAN)),
+       v = device.put(in.v_blocks(all, NAN)),
+       out = device.put(std::vector<T>(index_of(count * width), round_to<T>(NAN)));
+  auto lse = device.put(std::vector<float>(index_of(count * shape.N), NAN));
+  auto workspace = device.put(std::vector<float>(
+      index_of(kernels::attention_workspace(count, shape.N, shape.H, rows.view().max_keys, shape.window)),
+      NAN));
+  device.ops->attention({in.cache(k, v), q.data() + first * width, width, out.data(), lse.data(),
+                         shape.window, workspace.data()},
+                        view_of(rows, how), device.queue());
+  return {out.values(), lse.values()};
+}
+
+/// Gradients of all rows; dk and dv summed over the places that hold a row's key.
+template <class T>
+struct AttentionGradResult {
+  std::vector<T> dq;  ///< with `stride` elements a row, 5 where nothing was written
+  std::vector<float> dk, dv;
+};
+
+template <class T>
+AttentionGradResult<T> run_attention_grad(const TestDevice<T>& device, const AttentionCase& rows,
+                                          const AttentionInputs<T>& in, RowsAre how,
+                                          const std::vector<T>& out, const std::vector<T>& dout,
+                                          const std::vector<float>& lse, std::int64_t stride) {
+  const AttentionShape& shape = in.shape;
+  const DeviceRows view(*device.memory, rows.packed().rows());
+  const DeviceBlockUses uses(*device.memory, rows.packed());
+  auto q = device.put(in.q.stored), k = device.put(in.k_blocks(rows, NAN)),
+       v = device.put(in.v_blocks(rows, NAN)), attended = device.put(out), upstream = device.put(dout),
+       dq = device.put(std::vector<T>(index_of(rows.rows() * stride), round_to<T>(5)));
+  const std::size_t elements = index_of(rows.packed().num_blocks() * shape.block_stride());
+  auto lses = device.put(lse), dk = device.put(std::vector<float>(elements, NAN)),
+       dv = device.put(std::vector<float>(elements, NAN)),
+       workspace = device.put(std::vector<float>(lse.size(), NAN));
+  device.ops->attention_grad({in.cache(k, v), q.data(), attended.data(), upstream.data(), lses.data(),
+                              dq.data(), stride, dk.data(), dv.data(), shape.window, uses.view(),
+                              rows.packed().row_trees(), how == RowsAre::kTiled ? workspace.data() : nullptr},
+                             view_of(view, how), device.queue());
+  AttentionGradResult<T> result{dq.values(), std::vector<float>(in.k.exact.size()),
+                                std::vector<float>(in.v.exact.size())};
+  const std::vector<float> k_blocks = dk.values(), v_blocks = dv.values();
+  rows.for_slots([&](std::int64_t t, std::int64_t block, std::int64_t slot) {
+    for (std::int64_t g = 0; g < shape.G; ++g)
+      for (std::int64_t h = 0; h < shape.H; ++h) {
+        const std::int64_t from = kernels::head_offset(block, shape.block_stride(), g, shape.H);
+        const std::size_t to = index_of((t * shape.G + g) * shape.H + h);
+        result.dk[to] += k_blocks[index_of(from + kernels::key_offset(slot, h))];
+        result.dv[to] += v_blocks[index_of(from + kernels::value_offset(slot, h, shape.H))];
+      }
+  });
+  return result;
+}
 
 }  // namespace rlhf

@@ -7,7 +7,8 @@
 // address sanitizer sees an access beyond it), and is full of NaN at the start of a block; a thread that
 // ends, or waits elsewhere, while others wait is an error; an access of 16 bytes elsewhere than at a multiple
 // of 16 is one too; and `order` starts threads in ascending, descending or mixed order, so that a missing
-// barrier changes results. It cannot show: races between blocks, limits of the hardware.
+// barrier changes results. Tensor cores and asynchronous copies (rlhf/kernels/cuda/mma.cuh) are here too,
+// fragments as the PTX ISA defines them. It cannot show: races between blocks, limits of the hardware.
 
 #include <setjmp.h>
 #include <ucontext.h>
@@ -27,6 +28,7 @@
 
 #define __global__
 #define __device__
+#define __launch_bounds__(...)
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -88,6 +90,7 @@ class Block {
     for (Thread& t : threads_) {
       t.done = t.started = false;
       t.barriers = t.shuffles = 0;
+      t.copies.clear();
     }
     for (std::size_t left = threads_.size(); left > 0;) {
       bool progress = false;
@@ -96,6 +99,8 @@ class Block {
       if (!progress)
         throw std::logic_error("emulator: threads wait at a barrier or shuffle that others never reach");
     }
+    for (const Thread& t : threads_)
+      if (!t.copies.empty()) throw std::logic_error("emulator: a thread ended before its copies");
     if (barrier_arrived_ != 0) throw std::logic_error("emulator: a barrier that not all threads reach");
     if (misaligned_) throw std::logic_error("emulator: an access of 16 bytes at another address");
   }
@@ -118,11 +123,18 @@ class Block {
   /// Every lane of the warp gives a value; returns that of lane `from`.
   template <class V>
   V shuffle(V value, int from) {
-    static_assert(sizeof(V) <= sizeof(std::uint64_t));
+    share(value);
+    return shared_by<V>(from);
+  }
+
+  /// Every lane of the warp gives a value, which shared_by then reads until the next share or shuffle.
+  template <class V>
+  void share(const V& value) {
+    static_assert(sizeof(V) <= kSlotBytes);
     Thread& me = threads_[current_];
     const std::size_t generation = ++me.shuffles, first = current_ / kWarp * kWarp;
     // Two slots in turn: a lane can be one shuffle ahead of another, not two.
-    std::memcpy(&me.slot[generation % 2], &value, sizeof(V));
+    std::memcpy(me.slot[generation % 2], &value, sizeof(V));
     progressed_ = true;
     const auto all_here = [&] {
       for (std::size_t i = first; i < first + kWarp; ++i)
@@ -131,9 +143,23 @@ class Block {
     };
     while (!all_here()) yield();
     progressed_ = true;
+  }
+  template <class V>
+  V shared_by(int lane) const {
+    const std::size_t first = current_ / kWarp * kWarp, generation = threads_[current_].shuffles;
     V result;
-    std::memcpy(&result, &threads_[first + static_cast<std::size_t>(from)].slot[generation % 2], sizeof(V));
+    std::memcpy(&result, threads_[first + static_cast<std::size_t>(lane)].slot[generation % 2], sizeof(V));
     return result;
+  }
+
+  /// A copy that is made at the thread's next finish_copies(): what reads it before reads something else.
+  void copy_later(void* to, const void* from, std::size_t bytes) {
+    threads_[current_].copies.push_back({to, from, bytes});
+  }
+  void finish_copies() {
+    for (const Copy& copy : threads_[current_].copies)
+      copy.from ? std::memcpy(copy.to, copy.from, copy.bytes) : std::memset(copy.to, 0, copy.bytes);
+    threads_[current_].copies.clear();
   }
 
   int lane() const { return static_cast<int>(current_ % kWarp); }
@@ -142,12 +168,20 @@ class Block {
   static inline Block* current_block = nullptr;
 
  private:
+  static constexpr std::size_t kSlotBytes = 32;
+
+  struct Copy {
+    void* to;
+    const void* from;  ///< null: zeros
+    std::size_t bytes;
+  };
   struct Thread {
     std::unique_ptr<unsigned char[]> stack;
     jmp_buf state;
     bool started = false, done = false;
     std::size_t barriers = 0, shuffles = 0;
-    std::uint64_t slot[2] = {};
+    unsigned char slot[2][kSlotBytes] = {};
+    std::vector<Copy> copies;
   };
 
   static void enter() {
@@ -269,6 +303,84 @@ void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, 
     return;
   }
   run_kernel(kernel, grid, threads, shared_bytes, arguments...);
+}
+
+/// The lane's registers of A and of B.
+struct Operands {
+  unsigned a[4], b[2];
+};
+
+inline float half_of(unsigned pair, int which) {
+  return to_float(Bfloat16{static_cast<std::uint16_t>(which == 0 ? pair & 0xFFFFU : pair >> 16)});
+}
+
+/// PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type": element (row, k) of A is with lane
+/// 4 (row % 8) + k % 8 / 2, in register row / 8 + 2 (k / 8); (k, column) of B with lane 4 column + k % 8 / 2,
+/// in register k / 8.
+inline void multiply_add(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  auto& block = *::emulator::Block::current_block;
+  block.share(Operands{{a[0], a[1], a[2], a[3]}, {b0, b1}});
+  const int lane = block.lane();
+  Operands rows[4], columns[2][4];
+  for (int i = 0; i < 4; ++i) {
+    rows[i] = block.shared_by<Operands>(lane / 4 * 4 + i);
+    for (int c = 0; c < 2; ++c) columns[c][i] = block.shared_by<Operands>((lane % 4 * 2 + c) * 4 + i);
+  }
+  for (int e = 0; e < 4; ++e) {
+    float sum = 0;
+    for (int k = 0; k < 16; ++k)
+      sum += half_of(rows[k % 8 / 2].a[e / 2 + 2 * (k / 8)], k % 2) *
+             half_of(columns[e % 2][k % 8 / 2].b[k / 8], k % 2);
+    d[e] += sum;
+  }
+}
+
+inline void check_alignment(const void* address, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0)
+    throw std::logic_error("emulator: an address is not a multiple of " + std::to_string(bytes));
+}
+
+template <bool kTransposed>
+void load_matrices(unsigned (&m)[4], const Bfloat16* row) {
+  check_alignment(row, 16);
+  auto& block = *::emulator::Block::current_block;
+  block.share(row);
+  for (int i = 0; i < 4; ++i) {
+    m[i] = 0;
+    for (int half = 0; half < 2; ++half) {
+      const int line = kTransposed ? block.lane() % 4 * 2 + half : block.lane() / 4;
+      const int column = kTransposed ? block.lane() / 4 : block.lane() % 4 * 2 + half;
+      m[i] |= static_cast<unsigned>(block.shared_by<const Bfloat16*>(8 * i + line)[column].bits)
+              << (16 * half);
+    }
+  }
+}
+
+template <int kBytes>
+void copy_later(void* to, const void* from, bool valid) {
+  static_assert(kBytes == 4 || kBytes == 16);
+  check_alignment(to, kBytes);
+  check_alignment(from, kBytes);
+  ::emulator::Block::current_block->copy_later(to, valid ? from : nullptr, kBytes);
+}
+inline void wait_for_copies() {
+  ::emulator::Block::current_block->finish_copies();
+}
+
+inline unsigned pack(float first, float second) {
+  return from_float<Bfloat16>(first).bits | static_cast<unsigned>(from_float<Bfloat16>(second).bits) << 16;
+}
+inline float power_of_two(float x) {
+  return std::exp2(x);
+}
+inline unsigned load_pair(const Bfloat16* from) {
+  check_alignment(from, 4);
+  return from[0].bits | static_cast<unsigned>(from[1].bits) << 16;
+}
+inline void store_pair(Bfloat16* to, unsigned pair) {
+  check_alignment(to, 4);
+  to[0].bits = static_cast<std::uint16_t>(pair & 0xFFFFU);
+  to[1].bits = static_cast<std::uint16_t>(pair >> 16);
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU

@@ -14,6 +14,7 @@
 #include <cmath>
 
 #include "rlhf/kernels/cuda/append.cuh"  // check_head_width
+#include "rlhf/kernels/cuda/attention_tiles.cuh"
 #include "rlhf/kernels/cuda/wide.cuh"
 #include "rlhf/kernels/device_kernels.h"
 
@@ -22,6 +23,19 @@ namespace rlhf::kernels::RLHF_GPU {
 constexpr int kAttentionWarps = 4;
 constexpr int kKeys = static_cast<int>(kBlockTokens);
 static_assert(2 * kKeys == kWarp, "a lane is a key and one of two halves of a head");
+
+/// Rows that are taken one by one, and the i-th of them.
+RLHF_HOST_DEVICE inline std::int64_t num_single_rows(const PassRows& rows) {
+  return rows.num_tiles > 0 ? rows.num_single_rows : rows.count;
+}
+__device__ inline std::int64_t single_row(const PassRows& rows, std::int64_t i) {
+  return rows.num_tiles > 0 ? rows.single_rows[i] : i;
+}
+/// The same pass without tiles.
+inline PassRows without_tiles(PassRows rows) {
+  rows.num_tiles = 0;
+  return rows;
+}
 
 /// Where a block works: a row and up to kHeads query heads of one kv head.
 struct AttentionTile {
@@ -34,7 +48,8 @@ template <int kHeads, class T>
 __device__ inline AttentionTile attention_tile(const AttentionArgs<T>& cache, const PassRows& rows,
                                                std::int64_t window) {
   const std::int64_t group = cache.N / cache.G, tiles = ceil_div(group, kHeads);
-  const std::int64_t t = blockIdx.x / (cache.G * tiles), rest = blockIdx.x % (cache.G * tiles);
+  const std::int64_t t = single_row(rows, blockIdx.x / (cache.G * tiles)),
+                     rest = blockIdx.x % (cache.G * tiles);
   const std::int64_t g = rest / tiles, first = rest % tiles * kHeads;
   const std::int64_t heads = group - first < kHeads ? group - first : kHeads, position = rows.positions[t];
   return {t,           g, g * group + first, static_cast<int>(heads), first_visible_key(position, window),
@@ -309,7 +324,8 @@ __global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::
 /// Sums the parts of one (row, head), in order.
 template <class T>
 __global__ void attention_parts_kernel(PassAttentionArgs<T> args, PassRows rows, std::int64_t max_parts) {
-  const std::int64_t N = args.cache.N, H = args.cache.H, t = blockIdx.x / N, n = blockIdx.x % N;
+  const std::int64_t N = args.cache.N, H = args.cache.H, n = blockIdx.x % N;
+  const std::int64_t t = single_row(rows, blockIdx.x / N);
   const std::int64_t position = rows.positions[t];
   const PartRange parts = visible_parts(first_visible_key(position, args.window), position + 1);
   if (parts.count == 1) return;
@@ -347,24 +363,23 @@ void launch_attention(const PassAttentionArgs<T>& args, const PassRows& rows, vo
   const std::int64_t tiles = args.cache.G * ceil_div(args.cache.N / args.cache.G, kHeads);
   const std::int64_t parts = max_attention_parts(rows.max_keys, args.window);
   launch("attention", attention_kernel<T, kHeads, kElements>,
-         dim3(static_cast<unsigned>(rows.count * tiles), static_cast<unsigned>(parts)),
+         dim3(static_cast<unsigned>(num_single_rows(rows) * tiles), static_cast<unsigned>(parts)),
          kAttentionWarps * kWarp, attention_shared_bytes(kHeads, kWidth<kElements>, args.cache.H), queue,
          args, rows, parts);
   if (parts > 1)
     launch("attention_parts", attention_parts_kernel<T>,
-           dim3(static_cast<unsigned>(rows.count * args.cache.N)), 128,
+           dim3(static_cast<unsigned>(num_single_rows(rows) * args.cache.N)), 128,
            static_cast<std::size_t>(parts) * sizeof(float), queue, args, rows, parts);
 }
 
 template <class T>
-void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
+void attention_of_rows(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
   const std::int64_t H = args.cache.H, group = args.cache.N / args.cache.G;
-  check_head_width(H);
   RLHF_CHECK(reinterpret_cast<std::uintptr_t>(args.cache.k) % 16 == 0 &&
                  reinterpret_cast<std::uintptr_t>(args.cache.v) % 16 == 0 &&
                  args.cache.block_stride * static_cast<std::int64_t>(sizeof(T)) % 16 == 0,
              "CUDA: blocks of K and V must start at multiples of 16 bytes");
-  if (rows.count == 0) return;
+  if (num_single_rows(rows) == 0) return;
   const bool one = group == 1, narrow = H <= 64, middle = H <= 128;
   if (narrow)
     one ? launch_attention<T, 1, 2>(args, rows, queue) : launch_attention<T, 4, 2>(args, rows, queue);
@@ -372,6 +387,19 @@ void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* que
     one ? launch_attention<T, 1, 4>(args, rows, queue) : launch_attention<T, 4, 4>(args, rows, queue);
   else
     one ? launch_attention<T, 1, 8>(args, rows, queue) : launch_attention<T, 4, 8>(args, rows, queue);
+}
+
+template <class T>
+void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
+  check_head_width(args.cache.H);
+  if constexpr (sizeof(T) == sizeof(Bfloat16)) {
+    const bool pairs = args.q_stride % 2 == 0 && aligned(args.q, 4) && aligned(args.out, 4);
+    if (rows.num_tiles > 0 && pairs && tensor_cores_take(args.cache)) {
+      launch_attention_tiles(args, rows, queue);
+      return attention_of_rows(args, rows, queue);
+    }
+  }
+  attention_of_rows(args, without_tiles(rows), queue);
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU

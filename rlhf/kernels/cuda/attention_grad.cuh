@@ -1,9 +1,10 @@
 #pragma once
 // Backward of attention.cuh, without atomics: dQ per row, as forward goes; dK and dV per block of keys, over
 // the rows that see it (BlockUses), in order. Both recompute the scores from the kept log-sum-exp. Bound:
-// arithmetic without tensor cores; right first.
+// arithmetic without tensor cores; attention_tiles_grad.cuh has them.
 
 #include "rlhf/kernels/cuda/attention.cuh"
+#include "rlhf/kernels/cuda/attention_tiles_grad.cuh"
 
 namespace rlhf::kernels::RLHF_GPU {
 
@@ -36,14 +37,6 @@ __device__ inline void score_slopes(const AttentionArgs<T>& cache, const T* k, c
     slopes[n] = p[n] * (dot - delta[n]) * scale;
     if (cap > 0) slopes[n] *= 1 - (scores[n] / cap) * (scores[n] / cap);
   }
-}
-
-/// sum over h of dout . out of one head: the part of the softmax's gradient that all keys share.
-template <class T>
-__device__ inline float head_delta(const T* dout, const T* out, std::int64_t H) {
-  float sum = 0;
-  for (std::int64_t h = lane_id(); h < H; h += kWarp) sum += to_float(dout[h]) * to_float(out[h]);
-  return warp_sum(sum);
 }
 
 template <class T, int kHeads, int kElements>
@@ -165,29 +158,50 @@ __global__ void attention_dkv_kernel(PassAttentionGradArgs<T> args, PassRows row
 }
 
 template <class T, int kHeads, int kElements>
-void launch_attention_grad(const PassAttentionGradArgs<T>& args, const PassRows& rows, void* queue) {
+void launch_attention_dq(const PassAttentionGradArgs<T>& args, const PassRows& rows, void* queue) {
   const std::int64_t H = args.cache.H, tiles = args.cache.G * ceil_div(args.cache.N / args.cache.G, kHeads);
   const std::int64_t floats = kHeads * H * (2 + kAttentionWarps) + 2 * kHeads;
   launch("attention_dq", attention_dq_kernel<T, kHeads, kElements>,
-         dim3(static_cast<unsigned>(rows.count * tiles)), kAttentionWarps * kWarp,
+         dim3(static_cast<unsigned>(num_single_rows(rows) * tiles)), kAttentionWarps * kWarp,
          static_cast<std::size_t>(floats) * sizeof(float), queue, args, rows);
+}
+
+template <class T, int kElements>
+void launch_attention_dkv(const PassAttentionGradArgs<T>& args, const PassRows& rows, void* queue) {
   // 16 H elements over 128 threads: 4 times the elements per lane of a head.
   launch("attention_dkv", attention_dkv_kernel<T, 4 * kElements>,
          dim3(static_cast<unsigned>(args.uses.num_blocks), static_cast<unsigned>(args.cache.G)),
-         kAttentionWarps * kWarp, static_cast<std::size_t>(kPairsPerTile * 2 * (H + kKeys)) * sizeof(float),
-         queue, args, rows);
+         kAttentionWarps * kWarp,
+         static_cast<std::size_t>(kPairsPerTile * 2 * (args.cache.H + kKeys)) * sizeof(float), queue, args,
+         rows);
+}
+
+template <class T>
+void attention_dq_of_rows(const PassAttentionGradArgs<T>& args, const PassRows& rows, void* queue) {
+  if (args.cache.H <= 64)
+    launch_attention_dq<T, 4, 2>(args, rows, queue);
+  else if (args.cache.H <= 128)
+    launch_attention_dq<T, 4, 4>(args, rows, queue);
+  else
+    launch_attention_dq<T, 4, 8>(args, rows, queue);
 }
 
 template <class T>
 void attention_grad(const PassAttentionGradArgs<T>& args, const PassRows& rows, void* queue) {
-  const std::int64_t H = args.cache.H;
-  check_head_width(H);
-  if (H <= 64)
-    launch_attention_grad<T, 4, 2>(args, rows, queue);
-  else if (H <= 128)
-    launch_attention_grad<T, 4, 4>(args, rows, queue);
+  check_head_width(args.cache.H);
+  if constexpr (sizeof(T) == sizeof(Bfloat16)) {
+    if (tensor_cores_take(args)) {
+      launch_attention_tiles_grad(args, rows, queue);
+      return attention_dq_of_rows(args, rows, queue);
+    }
+  }
+  attention_dq_of_rows(args, without_tiles(rows), queue);
+  if (args.cache.H <= 64)
+    launch_attention_dkv<T, 2>(args, rows, queue);
+  else if (args.cache.H <= 128)
+    launch_attention_dkv<T, 4>(args, rows, queue);
   else
-    launch_attention_grad<T, 4, 8>(args, rows, queue);
+    launch_attention_dkv<T, 8>(args, rows, queue);
 }
 
 template <class T>
