@@ -16,7 +16,7 @@ struct RowShape {
 inline RowShape row_shape(std::int64_t D) {
   const auto groups = static_cast<int>(D < 8192 ? ceil_div(D, kGroup) : 1024);
   if (groups <= 256) return {(groups + kWarp - 1) / kWarp * kWarp, 1};
-  return {D <= 8192 ? 256 : 1024, groups <= 512 ? 2 : 4};
+  return {D <= 8192 ? 256 : 512, groups <= 512 ? 2 : 4};  // 1024 threads would not have the registers
 }
 
 /// Calls fn(i, d, count) for the groups i < kHeld of this thread, of which group i are the elements [d, d +
