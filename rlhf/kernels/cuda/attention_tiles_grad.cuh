@@ -347,7 +347,6 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
     }
     here = coming;
   } while (here.rows > 0);
-  __syncthreads();  // before the next blocks' tiles
   if (mine) store_gradients<kWidth>(args, sums, at);
 }
 
