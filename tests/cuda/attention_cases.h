@@ -3,6 +3,7 @@
 // loops.
 
 #include <algorithm>
+#include <tuple>
 
 #include "rlhf/model/device_rows.h"
 #include "rlhf/model/packed_rows.h"
@@ -259,6 +260,7 @@ template <class T>
 struct AttentionGradResult {
   std::vector<T> dq;  ///< with `stride` elements a row, 5 where nothing was written
   std::vector<float> dk, dv;
+  bool rest_is_zero = true;  ///< slots of the blocks without a row
 };
 
 template <class T>
@@ -282,16 +284,22 @@ AttentionGradResult<T> run_attention_grad(const TestDevice<T>& device, const Att
                              view_of(view, how), device.queue());
   AttentionGradResult<T> result{dq.values(), std::vector<float>(in.k.exact.size()),
                                 std::vector<float>(in.v.exact.size())};
-  const std::vector<float> k_blocks = dk.values(), v_blocks = dv.values();
+  std::vector<float> k_blocks = dk.values(), v_blocks = dv.values();
   rows.for_slots([&](std::int64_t t, std::int64_t block, std::int64_t slot) {
     for (std::int64_t g = 0; g < shape.G; ++g)
       for (std::int64_t h = 0; h < shape.H; ++h) {
         const std::int64_t from = kernels::head_offset(block, shape.block_stride(), g, shape.H);
         const std::size_t to = index_of((t * shape.G + g) * shape.H + h);
-        result.dk[to] += k_blocks[index_of(from + kernels::key_offset(slot, h))];
-        result.dv[to] += v_blocks[index_of(from + kernels::value_offset(slot, h, shape.H))];
+        for (auto [sum, blocks, at] :
+             {std::tuple(&result.dk, &k_blocks, from + kernels::key_offset(slot, h)),
+              {&result.dv, &v_blocks, from + kernels::value_offset(slot, h, shape.H)}}) {
+          (*sum)[to] += (*blocks)[index_of(at)];
+          (*blocks)[index_of(at)] = 0;
+        }
       }
   });
+  for (const std::vector<float>* blocks : {&k_blocks, &v_blocks})
+    result.rest_is_zero &= std::ranges::all_of(*blocks, [](float value) { return value == 0; });
   return result;
 }
 

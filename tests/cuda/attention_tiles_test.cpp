@@ -7,8 +7,8 @@ namespace {
 
 // Runs of 1, 63, 9, 16, 17, 32, 64, 65, 8 and 105 rows: in tiles and, below 16, one by one. They begin at
 // positions 0, 40, 32 and 46: inside a block, at the end of one, and just before.
-const std::vector<Lengths> kRuns = {{0, 1},   {40, 23}, {40, 9},  {40, 16},  {0, 17},
-                                    {32, 32}, {32, 64}, {32, 65}, {46, 2}, {46, 105}};
+const std::vector<Lengths> kRuns = {{0, 1},   {40, 23}, {40, 9},  {40, 16}, {0, 17},
+                                    {32, 32}, {32, 64}, {32, 65}, {46, 2},  {46, 105}};
 
 // Each term of a sum has one factor that was rounded to bf16, by 2^-9 or less of its size, or 2^-8 where its
 // mantissa is near 1; everything else is good to some 1e-6 of the terms.
@@ -142,6 +142,7 @@ TEST_CASE("gradients of attention of tiles of rows equal the plain loop on every
       for (std::int64_t i = 0; i < rows.rows() * stride; ++i)
         (i % stride < width ? dq : between).push_back(exact(got.dq[index_of(i)]));
       CHECK(between == std::vector<double>(between.size(), 5.0));
+      CHECK(got.rest_is_zero);
       check_sums(dq, expected.dq, magnitudes.dq, kRounding<T>);
       check_sums(exact(got.dk), expected.dk, magnitudes.dk, 0);
       check_sums(exact(got.dv), expected.dv, magnitudes.dv, 0);

@@ -347,7 +347,7 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
     }
     here = coming;
   } while (here.rows > 0);
-  __syncthreads();  // before the next blocks' tiles
+  __syncthreads();  // holds the compiler back: it would prepare the next blocks early and spill
   if (mine) store_gradients<kWidth>(args, sums, at);
 }
 
