@@ -97,7 +97,7 @@ struct PassAttentionArgs {
   T* out;               ///< [T, N, H]
   Wide<T>* lse;         ///< [T, N] or null
   std::int64_t window;  ///< keys that a query sees; 0 = all
-  Wide<T>* workspace;   ///< attention_workspace() elements; the CPU needs none
+  Wide<T>* workspace;   ///< attention_workspace() elements for the rows in no tile; the CPU needs none
 };
 
 /// Which rows see a block: rows [ranges[2 r], ranges[2 r + 1]) for r in [offsets[block], offsets[block + 1]),

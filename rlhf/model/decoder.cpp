@@ -352,9 +352,11 @@ void DecoderRunner<T>::attention_block(const LayerWeights<T>& layer, const kerne
                layer.q_norm.weight, layer.k_norm.weight, config_.norm_eps, config_.norm_plus_one,
                rotate ? cos_.data() : nullptr, rotate ? sin_.data() : nullptr},
               rows);
-  if (ops_.memory())
-    workspace_.reserve_discard(
-        to_size(kernels::attention_workspace(rows.count, N, H, rows.max_keys, window(index))));
+  if (ops_.memory()) {
+    const bool tiles = rows.num_tiles > 0 && sizeof(T) == sizeof(Bfloat16) && kernels::takes_tiles(H);
+    workspace_.reserve_discard(to_size(kernels::attention_workspace(tiles ? rows.num_single_rows : rows.count,
+                                                                    N, H, rows.max_keys, window(index))));
+  }
   T* out = keep ? keep->attention.data() : attention_out_.data();
   ops_.attention(
       {attention_args(k, v, block_stride), keep ? keep->q.data() : qkv_.data(), keep ? N * H : width, out,

@@ -39,6 +39,7 @@ inline PassRows without_tiles(PassRows rows) {
 
 /// Where a block works: a row and up to kHeads query heads of one kv head.
 struct AttentionTile {
+  std::int64_t place;  ///< of the row among those that are taken one by one
   std::int64_t t, g, first_head;
   int heads;
   std::int64_t first_key, num_keys;  ///< that the row sees
@@ -48,11 +49,11 @@ template <int kHeads, class T>
 __device__ inline AttentionTile attention_tile(const AttentionArgs<T>& cache, const PassRows& rows,
                                                std::int64_t window) {
   const std::int64_t group = cache.N / cache.G, tiles = ceil_div(group, kHeads);
-  const std::int64_t t = single_row(rows, blockIdx.x / (cache.G * tiles)),
-                     rest = blockIdx.x % (cache.G * tiles);
+  const std::int64_t place = blockIdx.x / (cache.G * tiles), rest = blockIdx.x % (cache.G * tiles);
+  const std::int64_t t = single_row(rows, place);
   const std::int64_t g = rest / tiles, first = rest % tiles * kHeads;
   const std::int64_t heads = group - first < kHeads ? group - first : kHeads, position = rows.positions[t];
-  return {t,           g, g * group + first, static_cast<int>(heads), first_visible_key(position, window),
+  return {place,       t, g, g * group + first, static_cast<int>(heads), first_visible_key(position, window),
           position + 1};
 }
 
@@ -301,7 +302,7 @@ __global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::
     const std::int64_t head = tile.first_head + n;
     const bool alone = parts.count == 1;
     float* partial =
-        alone ? nullptr : args.workspace + part_offset(tile.t, head, blockIdx.y, cache.N, max_parts, H);
+        alone ? nullptr : args.workspace + part_offset(tile.place, head, blockIdx.y, cache.N, max_parts, H);
     for (int h = static_cast<int>(threadIdx.x); h < H; h += kAttentionWarps * kWarp) {
       float sum = 0;
 #pragma unroll
@@ -329,7 +330,7 @@ __global__ void attention_parts_kernel(PassAttentionArgs<T> args, PassRows rows,
   const std::int64_t position = rows.positions[t];
   const PartRange parts = visible_parts(first_visible_key(position, args.window), position + 1);
   if (parts.count == 1) return;
-  const float* partial = args.workspace + part_offset(t, n, 0, N, max_parts, H);
+  const float* partial = args.workspace + part_offset(blockIdx.x / N, n, 0, N, max_parts, H);
   float* weights = block_shared<float>();  // [parts]
   // Every warp for itself: the maximum, then the weights and their total.
   float maximum = -INFINITY, total = 0;

@@ -316,9 +316,8 @@ inline bool aligned(const void* pointer, std::size_t bytes) {
 /// True for the heads that have kernels on tensor cores, where rows of the cache lie as their copies need it.
 template <class T>
 bool tensor_cores_take(const AttentionArgs<T>& cache) {
-  const std::int64_t H = cache.H;
-  return sizeof(T) == sizeof(Bfloat16) && (H == 32 || H == 64 || H == 96 || H == 128) &&
-         cache.block_stride % 8 == 0 && aligned(cache.k, 16) && aligned(cache.v, 16);
+  return sizeof(T) == sizeof(Bfloat16) && takes_tiles(cache.H) && cache.block_stride % 8 == 0 &&
+         aligned(cache.k, 16) && aligned(cache.v, 16);
 }
 
 /// Calls fn with the width of a head as a constant.
