@@ -219,9 +219,10 @@ template <class T>
 void logits_grad(const LogitsArgs<T>& args, std::int64_t rows, void* queue) {
   const Compute<T>& compute = compute_of<T>(queue);
   compute.for_rows(rows, 20 * args.V, [&](std::int64_t i) {
-    compute.table().logits_row_grad(args.logits + i * args.V, args.V, args.inv_temperature, args.softcap,
-                                    args.targets[i], args.statistics[i],
-                                    static_cast<double>(args.dlogprobs[i]),
+    T* const row = (args.rounded ? args.rounded : args.logits) + i * args.V;
+    if (args.rounded) std::copy_n(args.logits + i * args.V, args.V, row);
+    compute.table().logits_row_grad(row, args.V, args.inv_temperature, args.softcap, args.targets[i],
+                                    args.statistics[i], static_cast<double>(args.dlogprobs[i]),
                                     args.dentropies ? static_cast<double>(args.dentropies[i]) : 0);
   });
 }

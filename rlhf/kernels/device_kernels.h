@@ -145,6 +145,7 @@ struct LogitsArgs {
   const Wide<T>* dlogprobs;         ///< [rows], logits_grad only
   const Wide<T>* dentropies;        ///< [rows] or null
   double* workspace;                ///< logits_workspace() elements; the CPU and logits_grad need none
+  T* rounded = nullptr;             ///< [rows, V]: where logits_grad writes; null = over the logits
 };
 
 /// Coordinates of one draw, as uniform_at takes them.
@@ -214,7 +215,7 @@ struct DeviceKernels {
                       const std::int32_t* pairs, std::int64_t num_pairs, void* queue);
   /// Soft-caps logits in place, where there is a cap, and writes the statistics of every row.
   void (*logits)(const LogitsArgs<T>&, std::int64_t rows, void* queue);
-  /// Overwrites (soft-capped) logits with d loss / d raw logits.
+  /// From (soft-capped) logits to d loss / d raw logits.
   void (*logits_grad)(const LogitsArgs<T>&, std::int64_t rows, void* queue);
   void (*draw)(const DrawArgs<T>&, std::int64_t rows, void* queue);
   /// to = from, rounded to T.

@@ -118,6 +118,7 @@ void DeviceHead::token_logprobs_backward(DecoderRunner<T>& runner, const Decoder
       chunk_logits(weights, part);
       runner.count_head(weights, n, 1);
     }
+    narrow_.reserve_discard(to_size(n * config_.vocab_size));
     gradients_.clear();
     const auto dlogprob = gradients_.add(dlogprobs.subspan(begin, part.size()));
     const auto dentropy =
@@ -132,18 +133,17 @@ void DeviceHead::token_logprobs_backward(DecoderRunner<T>& runner, const Decoder
                                       statistics_.data() + begin,
                                       gradients_.device(dlogprob),
                                       dentropies.empty() ? nullptr : gradients_.device(dentropy),
-                                      workspace_.data()};
+                                      workspace_.data(),
+                                      narrow_.data()};
     if (!cached && config_.final_softcap > 0) ops_.logits(args, n);
     ops_.logits_grad(args, n);
     add_logits_gradient(runner, weights);
   }
 }
 
-// From d loss / d logits of a chunk, which is in logits_, to the head and the hidden states.
+// From d loss / d logits of a chunk, which is in narrow_, to the head and the hidden states.
 void DeviceHead::add_logits_gradient(DecoderRunner<T>& runner, const DecoderWeights<T>& weights) {
-  const auto n = static_cast<std::int64_t>(gathered_rows_.size()), V = config_.vocab_size;
-  narrow_.reserve_discard(to_size(n * V));
-  ops_.narrow(narrow_.data(), logits_.data(), n * V);
+  const auto n = static_cast<std::int64_t>(gathered_rows_.size());
   dgathered_.reserve_discard(to_size(n * config_.hidden_size));
   runner.linear_backward(weights.head, n, gathered_.data(), narrow_.data(), dgathered_.data(), false);
   add_gathered_gradient(runner);
@@ -195,6 +195,8 @@ void DeviceHead::distributions_backward(DecoderRunner<T>& runner, const DecoderW
                                    config_.final_softcap, to_gradient);
     });
     ops_.upload(logits_.data(), logits, to_size(count * V) * sizeof(float));
+    narrow_.reserve_discard(to_size(count * V));
+    ops_.narrow(narrow_.data(), logits_.data(), count * V);
     add_logits_gradient(runner, weights);
   });
 }

@@ -123,6 +123,9 @@ PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const T
   const std::int64_t longest = longest_prompt(data.train_prompts);
   PpoMemory::Setting setting;
   setting.budget_bytes = context.memory_budget;
+  // The arena is taken at once there, and the driver, the products' library and small uploads need some, too.
+  if (const Accelerator* device = context.compute.accelerator())
+    setting.budget_bytes = std::min(setting.budget_bytes, device->bytes / 10 * 9);
   setting.least_blocks = block_need(rollout, longest).minimum;
   const auto hold = [&](const std::string& name, std::uint64_t bytes) {
     setting.fixed.emplace_back(name, bytes);

@@ -79,6 +79,12 @@ TEMPLATE_TEST_CASE("log-probs, entropies and gradients equal the plain loop on e
             CHECK(got[at(r)].logprob == Approx(references[at(r)].logprob).margin(1e-5));
             CHECK(got[at(r)].entropy == Approx(references[at(r)].entropy).margin(1e-5));
           }
+          auto rounded = device.put(std::vector<T>(at(rows * V), round_to<T>(7)));
+          kernels::LogitsArgs<T> elsewhere = args;
+          elsewhere.rounded = rounded.data();
+          device.ops->logits_grad(elsewhere, rows, device.queue());
+          check_values(rounded.values(), gradient, 1e-5, 1e-5);
+          check_values(values.values(), capped, 2e-6, 2e-6);
           device.ops->logits_grad(args, rows, device.queue());
           check_values(values.values(), gradient, 1e-5, 1e-5);
         });

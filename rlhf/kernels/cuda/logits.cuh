@@ -194,27 +194,30 @@ __global__ void logits_rows_kernel(LogitsArgs<T> args, std::int64_t parts) {
         row_statistics(sums, scale, args.logits[matrix_offset(row, args.targets[row], args.V)]);
 }
 
-template <class T>
-__global__ void logits_grad_kernel(LogitsArgs<T> args) {
-  const std::int64_t row = blockIdx.x, part = blockIdx.y, target = args.targets[row] - part * kLogitsPart;
-  float* logits = args.logits + matrix_offset(row, part * kLogitsPart, args.V);
-  const PartShare share = interleaved_share(part_tokens(args.V, part));
+/// Out: float over the logits themselves, or T.
+template <class T, class Out>
+__global__ void logits_grad_kernel(LogitsArgs<T> args, Out* out) {
+  const std::int64_t row = blockIdx.x, part = blockIdx.y, at = matrix_offset(row, part * kLogitsPart, args.V);
+  const std::int64_t target = args.targets[row] - part * kLogitsPart;
   const float cap = static_cast<float>(args.softcap), scale = static_cast<float>(args.inv_temperature);
   const float lse = static_cast<float>(args.statistics[row].lse);
   const float entropy = static_cast<float>(args.statistics[row].entropy);
   const float dlogprob = args.dlogprobs[row], dentropy = args.dentropies ? args.dentropies[row] : 0;
-  float values[kThreadLogits];
-  load_share(values, logits, share);
+  const bool wide = is_wide(args.logits + at), wide_out = is_wide(out + at);
+  for_groups(part_tokens(args.V, part), threadIdx.x, kLogitsThreads,
+             [&](std::int64_t first, std::int64_t count) {
+               Group group = load_group(args.logits + at + first, count, wide);
 #pragma unroll
-  for (int i = 0; i < kThreadLogits; ++i) {
-    const float log_p = values[i] * scale - lse;
-    float gradient = -expf(log_p) * (dlogprob + dentropy * (log_p + entropy));
-    if (share.first + i / kVector<float> * share.step + i % kVector<float> == target) gradient += dlogprob;
-    gradient *= scale;
-    if (cap > 0) gradient *= 1 - (values[i] / cap) * (values[i] / cap);
-    values[i] = gradient;
-  }
-  store_share(logits, values, share);
+               for (int j = 0; j < kGroup; ++j) {
+                 const float log_p = group.at[j] * scale - lse;
+                 float gradient = -expf(log_p) * (dlogprob + dentropy * (log_p + entropy));
+                 if (first + j == target) gradient += dlogprob;
+                 gradient *= scale;
+                 if (cap > 0) gradient *= 1 - (group.at[j] / cap) * (group.at[j] / cap);
+                 group.at[j] = gradient;
+               }
+               store_group(out + at + first, group, count, wide_out);
+             });
 }
 
 /// The temperature is of no effect on a greedy row's token; its statistics are at temperature 1.
@@ -319,8 +322,11 @@ void logits(const LogitsArgs<T>& args, std::int64_t rows, void* queue) {
 }
 template <class T>
 void logits_grad(const LogitsArgs<T>& args, std::int64_t rows, void* queue) {
-  launch("logits_grad", logits_grad_kernel<T>, blocks_for_parts(rows, args.V), kLogitsThreads, 0, queue,
-         args);
+  const dim3 grid = blocks_for_parts(rows, args.V);
+  if (args.rounded)
+    launch("logits_grad", logits_grad_kernel<T, T>, grid, kLogitsThreads, 0, queue, args, args.rounded);
+  else
+    launch("logits_grad", logits_grad_kernel<T, float>, grid, kLogitsThreads, 0, queue, args, args.logits);
 }
 template <class T>
 void draw(const DrawArgs<T>& args, std::int64_t rows, void* queue) {
