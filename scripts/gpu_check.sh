@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in phases of at most 8 minutes each. Needs no network.
-#   scripts/gpu_check.sh [PHASE ...]     phases: build test memcheck racecheck initcheck bench; none: all, in this order
+#   scripts/gpu_check.sh [PHASE ...]     phases: build test memcheck racecheck initcheck bench models; none: all, in this order
+# `models` times decoding and training of a model with random weights, made by benchmarks/random_model.py (torch, safetensors).
 # Results go to $RLHF_GPU_RESULTS (default build/gpu/results): one log per phase and summary.txt.
 # `build` alone runs without a GPU, too: its programs need no installed packages and can be carried to the machine with
 # the GPU, where the other phases then use them.
@@ -11,12 +12,13 @@ cd "$root"
 build=build/gpu
 results=${RLHF_GPU_RESULTS:-$build/results}
 test_program=$build/tests/device_kernels_test
+run_test_program=$build/tests/device_test
 bench_program=$build/device_bench
 limit_s=480
 mkdir -p "$results"
 
 usage() {
-  sed -n '2,6s/^# //p' "$0" >&2
+  sed -n '2,7s/^# //p' "$0" >&2
   exit 2
 }
 
@@ -37,7 +39,7 @@ build() {
   # As few shared libraries as possible, so that the programs run where the Debian packages are not installed.
   cmake -S . -B "$build" -G Ninja -Wno-dev -DCMAKE_BUILD_TYPE=Release -DRLHF_TORCH=OFF -DRLHF_CUDA=ON -DRLHF_BENCHMARKS=ON \
     -DCMAKE_EXE_LINKER_FLAGS="-Wl,--as-needed -static-libstdc++ -static-libgcc" &&
-    cmake --build "$build" --parallel "$(nproc)" --target device_kernels_test device_bench
+    cmake --build "$build" --parallel "$(nproc)" --target device_kernels_test device_test device_bench rlhf
 }
 
 find_nvcc() { command -v nvcc || { [ -x /usr/local/cuda/bin/nvcc ] && echo /usr/local/cuda/bin/nvcc; }; }
@@ -56,7 +58,25 @@ need_gpu() {
   RLHF_TEST_DEVICES=cuda "$test_program" "without a GPU*" || die "this phase needs a GPU; the reason stands above"
 }
 
-run_tests() { RLHF_TEST_DEVICES=cuda timeout "$limit_s" "$test_program"; }
+run_tests() {
+  local program
+  for program in "$test_program" "$run_test_program"; do RLHF_TEST_DEVICES=cuda timeout "$limit_s" "$program" || return 1; done
+}
+
+# The first batch of each line shows latency, the last one throughput.
+time_models() {
+  local model=$results/model batch tokens
+  python3 benchmarks/random_model.py "$model" qwen2.5-0.5b || return 1
+  for batch in 1 8 64 256; do
+    timeout "$limit_s" "$build/rlhf" bench decode --device cuda --model "$model" --batch "$batch" --context 256 --new-tokens 128 \
+      --repetitions 3 || return 1
+  done
+  for tokens in "8192 --sequence 1024" "16384 --sequence 2048" "8192 --sequence 1024 --recompute"; do
+    # shellcheck disable=SC2086  # several options
+    timeout "$limit_s" "$build/rlhf" bench train --device cuda --model "$model" --tokens $tokens --repetitions 3 || return 1
+  done
+  rm -r "$model"
+}
 
 sanitize() {
   local tool=$1 program
@@ -75,6 +95,7 @@ run_phase() {
       test) need_gpu && run_tests ;;
       memcheck | racecheck | initcheck) need_gpu && sanitize "$phase" ;;
       bench) need_gpu && timeout "$limit_s" "$bench_program" --device cuda ;;
+      models) need_gpu && time_models ;;
     esac
   ) > >(tee "$results/$phase.log") 2>&1 || status=$?
   printf '%-10s %s in %d s\n' "$phase" "$([ "$status" -eq 0 ] && echo ok || echo "FAILED ($status)")" \
@@ -84,9 +105,9 @@ run_phase() {
 
 find_cublas
 phases=("$@")
-if [ ${#phases[@]} -eq 0 ]; then phases=(build test memcheck racecheck initcheck bench); fi
+if [ ${#phases[@]} -eq 0 ]; then phases=(build test memcheck racecheck initcheck bench models); fi
 for phase in "${phases[@]}"; do
-  case "$phase" in build | test | memcheck | racecheck | initcheck | bench) ;; *) usage ;; esac
+  case "$phase" in build | test | memcheck | racecheck | initcheck | bench | models) ;; *) usage ;; esac
 done
 { date -u +%FT%TZ; git rev-parse HEAD 2>/dev/null || echo "no git"; nvidia-smi -L 2>/dev/null || echo "no nvidia-smi"; } >>"$results/summary.txt"
 failed=0

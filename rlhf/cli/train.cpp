@@ -87,7 +87,11 @@ void train(const TrainArguments& arguments) {
   settings.fingerprint = fingerprint_of(options);
   settings.collective = collective.get();
   settings.ranks_here = ranks_on_this_machine(*collective);
-  const OpenDevice device(collective->world_size() > 1 ? Device::kCpu : options.device);
+  const bool alone = collective->world_size() == 1;
+  if (!alone && options.device == Device::kCuda)
+    fail<ConfigError>("device: several processes (", collective->world_size(),
+                      " here) train on the CPU only; use cpu or auto");
+  const OpenDevice device(alone ? options.device : Device::kCpu);
   settings.accelerator = device.accelerator();
   catch_interrupts();
   if (!collective->is_first()) return follow(options, settings);

@@ -83,7 +83,11 @@ class Planner {
     return share(count, setting_.sizes.gradient, Sharding::kGradients);
   }
   std::uint64_t optimizer(std::int64_t count) const {
-    return share(count, setting_.sizes.optimizer, Sharding::kOptimizer);
+    const MomentPlacement moments = options_.memory.moments();
+    const bool on_device = setting_.sizes.weight < sizeof(float);
+    if (!moments.on_host || !on_device) return share(count, setting_.sizes.optimizer, Sharding::kOptimizer);
+    return share(count, setting_.sizes.optimizer - 2 * sizeof(float), Sharding::kOptimizer) +
+           moments.device_bytes(to_size(count));
   }
 
   void add(std::string name, const std::array<Need, kAllPhases.size()>& needs) {
@@ -125,7 +129,10 @@ class Planner {
       add_fixed("generator's copy of the weights", weights(policy_.trainable));
   }
 
-  bool keeps_trunk() const { return ppo_ && policy_.first_trainable_layer > 0; }
+  // A GPU runs the frozen layers again sooner than their results come back from the host.
+  bool keeps_trunk() const {
+    return ppo_ && policy_.first_trainable_layer > 0 && setting_.sizes.activation == sizeof(float);
+  }
   // The generator keeps the states behind the frozen layers, block by block; see PpoModels.
   bool samples_trunk() const {
     return keeps_trunk() && options_.ppo.trunk_cache.resolve(setting_.machine_bytes) > 0 &&

@@ -20,7 +20,7 @@ OnlinePreference::OnlinePreference(LanguageModel& policy, const Parameters<float
       reference_(reference),
       pass_(policy.config(), context.compute, context.recompute),
       loss_(options.loss, {options.max_tokens_per_micro_batch, context.collective}, pass_),
-      optimizer_(options.optimizer, policy_.num_trainable(), *context.collective),
+      optimizer_(options.optimizer, policy_.num_trainable(), *context.collective, context.moments),
       sampler_(kStage, policy, reward_model, data, rollout, options.sampler, context) {
   RLHF_CHECK(reference || !ppo::needs_reference(options.loss), kStage,
              ": the loss compares with a reference but there is no reference model");

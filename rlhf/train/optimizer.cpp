@@ -10,11 +10,13 @@
 namespace rlhf {
 
 template <class T>
-Optimizer<T>::Optimizer(const OptimizerOptions& options, std::size_t num_elements, Collective& collective)
+Optimizer<T>::Optimizer(const OptimizerOptions& options, std::size_t num_elements, Collective& collective,
+                        MomentPlacement moments)
     : options_(options),
       collective_(collective),
       num_elements_(num_elements),
       slice_(slice_of(num_elements, collective.rank(), collective.world_size())),
+      moments_(moments),
       first_(slice_.size()),
       second_(slice_.size()) {}
 
@@ -86,15 +88,41 @@ typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& 
   if (!result.skipped) {
     const double factor = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
     memory.upload(scale, &factor, sizeof(factor));
-    if constexpr (std::is_same_v<T, float>)
-      device.kernels->adamw(next_factors(learning_rate),
-                            {weights.master(), weights.shadow(), weights.gradient(), first_.device(memory),
-                             second_.device(memory), nullptr, count, scale},
-                            memory.queue());
+    update(weights, next_factors(learning_rate), scale);
     weights.device_written();
   }
   weights.zero_gradient();
   return result;
+}
+
+template <class T>
+void Optimizer<T>::update(ResidentWeights& weights, const kernels::AdamwFactors& factors,
+                          const double* scale) {
+  DeviceMemory& memory = *weights.accelerator().memory;
+  const auto update_part = [&](std::size_t begin, std::size_t count, float* first, float* second) {
+    weights.accelerator().kernels->adamw(
+        factors,
+        {weights.master() + begin, weights.shadow() + begin, weights.gradient() + begin, first, second,
+         nullptr, static_cast<std::int64_t>(count), scale},
+        memory.queue());
+  };
+  if constexpr (std::is_same_v<T, float>) {
+    if (!moments_.on_host)
+      return update_part(0, num_elements_, first_.device(memory), second_.device(memory));
+    const std::size_t piece = std::min(num_elements_, moments_.piece_elements);
+    if (pieces_.size() == 0) pieces_ = Buffer<float>(2 * piece, &memory);
+    float *const first = pieces_.data(), *const second = first + piece;
+    for (std::size_t begin = 0; begin < num_elements_; begin += piece) {
+      const std::size_t count = std::min(piece, num_elements_ - begin), bytes = count * sizeof(float);
+      float *const host_first = first_moment().data() + begin, *const host_second =
+                                                                   second_moment().data() + begin;
+      memory.upload(first, host_first, bytes);
+      memory.upload(second, host_second, bytes);
+      update_part(begin, count, first, second);
+      memory.download(host_first, first, bytes);
+      memory.download(host_second, second, bytes);
+    }
+  }
 }
 
 template class Optimizer<float>;

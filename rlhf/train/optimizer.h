@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <span>
 
@@ -15,6 +16,17 @@ namespace rlhf {
 /// One declaration of the optimizer's options for all stages.
 using OptimizerOptions = ppo::OptimizerOptions;
 
+/// Where the moments of a model on an accelerator are. On the CPU it makes no difference.
+struct MomentPlacement {
+  bool on_host = false;  ///< they pass through the device in pieces, at every step
+  std::size_t piece_elements = std::size_t{16} << 20;
+
+  /// Bytes on the device of the moments of `elements` weights.
+  std::size_t device_bytes(std::size_t elements) const {
+    return 2 * sizeof(float) * (on_host ? std::min(elements, piece_elements) : elements);
+  }
+};
+
 /// AdamW over the flat trainable buffer of one model, in one pass. Scalar type T as the model's.
 ///
 /// With several ranks each holds the moments of its slice alone and updates that (ZeRO stage 1, Rajbhandari
@@ -24,8 +36,8 @@ template <class T>
 class Optimizer {
  public:
   /// @param collective of the ranks that call every function together; must outlive this
-  Optimizer(const OptimizerOptions& options, std::size_t num_elements,
-            Collective& collective = one_process());
+  Optimizer(const OptimizerOptions& options, std::size_t num_elements, Collective& collective = one_process(),
+            MomentPlacement moments = {});
 
   struct StepResult {
     double gradient_norm = 0;  ///< before clipping
@@ -37,8 +49,12 @@ class Optimizer {
 
   const OptimizerOptions& options() const { return options_; }
   std::int64_t num_steps() const { return steps_; }
-  /// Of the moments, wherever they are.
+  /// Of the moments, all of this rank's.
   std::size_t bytes() const { return first_.bytes() + second_.bytes(); }
+  /// Of the moments, as far as they take the memory of the device that the model is on.
+  std::size_t bytes_on(const Accelerator* accelerator) const {
+    return accelerator ? moments_.device_bytes(first_.size()) : bytes();
+  }
 
   std::size_t num_elements() const { return num_elements_; }
   /// State for checkpoints: of this rank's slice. Ask again before every use.
@@ -48,13 +64,16 @@ class Optimizer {
 
  private:
   StepResult step_on_device(ResidentWeights& weights, double learning_rate, double gradient_scale);
+  void update(ResidentWeights& weights, const kernels::AdamwFactors& factors, const double* scale);
   kernels::AdamwFactors next_factors(double learning_rate);
 
   OptimizerOptions options_;
   Collective& collective_;
   std::size_t num_elements_;
   Slice slice_;
+  MomentPlacement moments_;
   Mirrored<T> first_, second_;
+  Buffer<T> pieces_;        ///< of both moments, where they are on the host
   Buffer<double> numbers_;  ///< of a step on an accelerator
   std::int64_t steps_ = 0;
 };

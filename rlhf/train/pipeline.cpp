@@ -64,7 +64,7 @@ void Pipeline::place_models() {
                       " here) train on the CPU only");
   if (options_.rollout.weights != WeightFormat::kFp32)
     fail<ConfigError>("rollout.weights: ", to_string(options_.rollout.weights), " is for the CPU; on ",
-                      settings_.accelerator->name, " all weights are bf16");
+                      settings_.accelerator->name, " all weights are bf16: leave it out, or set device: cpu");
   policy_.parameters().place_on(*settings_.accelerator);
   if (teacher_) teacher_->parameters().place_on(*settings_.accelerator);
 }
@@ -87,6 +87,7 @@ StageContext Pipeline::context() {
   context.fingerprint = settings_.fingerprint;
   context.memory_budget = memory_budget_;
   context.recompute = recompute_;
+  context.moments = options_.memory.moments();
   context.max_blocks = max_blocks_;
   return context;
 }

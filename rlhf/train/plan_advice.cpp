@@ -77,6 +77,7 @@ class Adviser {
     no_trunk.changes.emplace_back("ppo.trunk_cache", "0");
     if (minimum_bytes(no_trunk) < minimum_bytes(start_)) try_with_smaller_passes(no_trunk);
     try_recompute();
+    try_offload();
     if (start_.setting.devices > 1) try_sharding(start_);
     if (start_.options.schedule.staleness() > 0) try_on_policy(start_);
     for (const auto& way : {&Adviser::try_fewer_layers, &Adviser::try_adapters}) {
@@ -132,6 +133,13 @@ class Adviser {
     again.options.memory.recompute = RecomputeChoice::kLayers;
     again.changes.emplace_back("memory.recompute", "layers");
     if (minimum_bytes(again) < minimum_bytes(start_)) try_with_smaller_passes(again);
+  }
+
+  void try_offload() {
+    Variant offloaded = start_;
+    offloaded.options.memory.offload = Offload::kOptimizer;
+    offloaded.changes.emplace_back("memory.offload", "optimizer");
+    if (minimum_bytes(offloaded) < minimum_bytes(start_)) try_with_smaller_passes(offloaded);
   }
 
   void try_sharding(Variant variant) {

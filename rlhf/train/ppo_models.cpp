@@ -54,7 +54,8 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
       reference(ppo::needs_reference(options.algorithm) ? frozen.reference : nullptr),
       reward(options.reward_model_weight != 0 ? frozen.reward : nullptr),
       judges{data, reward, options.reward_model_weight},
-      policy_optimizer(options.algorithm.optimizer, policy.parameters().num_trainable(), *context.collective),
+      policy_optimizer(options.algorithm.optimizer, policy.parameters().num_trainable(), *context.collective,
+                       context.moments),
       lengths(static_cast<double>(rollout.max_new_tokens)),
       pass(policy.config(), context.compute, context.recompute, &arena) {
   check_inputs(frozen, data, options);
@@ -74,7 +75,7 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
     critic.emplace(config, policy.parameters().trainable_options(), base ? base : &policy.parameters());
     if (!base || !base->config().scalar_head) critic->initialise_score_head(context.seed);
     critic_optimizer.emplace(critic_optimizer_options(options.algorithm), critic->num_trainable(),
-                             *context.collective);
+                             *context.collective, context.moments);
   }
   // An accelerator runs the trunk again sooner than its results come back from the host.
   trunk_cache_bytes = context.compute.accelerator() ? 0 : options.trunk_cache.resolve(machine_memory_bytes());
@@ -132,11 +133,11 @@ PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const T
   };
   hold("policy weights", policy.parameters().owned_bytes());
   hold("policy gradient", policy.parameters().gradient_bytes());
-  hold("policy optimizer", policy_optimizer.bytes());
+  hold("policy optimizer", policy_optimizer.bytes_on(context.compute.accelerator()));
   if (critic) {
     hold("critic weights (own part)", critic->owned_bytes());
     hold("critic gradient", critic->gradient_bytes());
-    hold("critic optimizer", critic_optimizer->bytes());
+    hold("critic optimizer", critic_optimizer->bytes_on(context.compute.accelerator()));
   }
   if (frozen.reference) hold("reference (own part)", frozen.reference->owned_bytes());
   if (frozen.reward)

@@ -223,20 +223,30 @@ struct EvalSection {
 };
 
 enum class RecomputeChoice { kAuto, kNone, kLayers };
+enum class Offload { kNone, kOptimizer };
 
 struct MemorySection {
   config::MemorySize budget{0, 90.0};
   RecomputeChoice recompute = RecomputeChoice::kAuto;
+  Offload offload = Offload::kNone;
+
+  MomentPlacement moments() const { return {.on_host = offload == Offload::kOptimizer}; }
 
   template <class V>
   void visit_fields(V& v) {
-    v.field("budget", budget, "Bytes the run may hold (6GiB), or a share of the machine's memory (80%)");
+    v.field("budget", budget,
+            "Bytes the run may hold (6GiB), or a share of the memory (80%) of the machine, or of the GPU it "
+            "runs on");
     v.choice("recompute", recompute,
              {{"auto", RecomputeChoice::kAuto},
               {"none", RecomputeChoice::kNone},
               {"layers", RecomputeChoice::kLayers}},
              "What training keeps of a layer: none: all that backward needs; layers: its input, and computes "
              "it again, a third more work; auto: layers where the budget is too small for none");
+    v.choice(
+        "offload", offload, {{"none", Offload::kNone}, {"optimizer", Offload::kOptimizer}},
+        "What a run on a GPU leaves in the host's memory; optimizer: the moments, 8 bytes a weight, which "
+        "pass through the GPU in pieces at every step. On the CPU it changes nothing");
   }
 };
 
@@ -276,8 +286,9 @@ struct RunOptions {
   template <class V>
   void visit_fields(V& v) {
     v.group("run", run, "The run");
-    v.choice("device", device, {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}},
-             "Where to compute");
+    v.choice(
+        "device", device, {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}},
+        "Where models run: a GPU where one can be used (auto), cpu, cuda; there in bf16 with fp32 masters");
     v.field("threads", threads, "CPU threads; 0 = one per core", {0, 1024});
     v.group("model", model, "The policy");
     v.group("data", data, "Prompts, demonstrations, pairs");

@@ -16,6 +16,7 @@
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/report/metrics_writer.h"
 #include "rlhf/schedule/trace.h"
+#include "rlhf/train/optimizer.h"
 
 namespace rlhf {
 
@@ -62,6 +63,7 @@ struct StageContext {
   /// Bytes that weights, optimizer states, caches and buffers may take together.
   std::uint64_t memory_budget = MemoryArbiter::kUnlimited;
   Recompute recompute = Recompute::kNone;  ///< of training passes
+  MomentPlacement moments;                 ///< of optimizers
   /// K/V blocks that a generator gets at most: what the budget leaves it.
   std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();
 

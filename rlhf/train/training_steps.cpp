@@ -17,7 +17,8 @@ std::int64_t TrainingPlan::num_steps() const {
 void run_steps(Parameters<float>& parameters, const TrainingPlan& plan, const StageContext& context,
                const TrainStep& train) {
   const std::int64_t steps = plan.num_steps();
-  Optimizer<float> optimizer(plan.optimizer, parameters.num_trainable(), *context.collective);
+  Optimizer<float> optimizer(plan.optimizer, parameters.num_trainable(), *context.collective,
+                             context.moments);
   StageCheckpoint checkpoint(context, plan.stage, {{plan.model, &parameters, &optimizer}});
   std::map<std::string, double> numbers;
   std::int64_t step = checkpoint.restore(numbers);

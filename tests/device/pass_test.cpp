@@ -67,12 +67,13 @@ struct Outcome {
 };
 
 // Two optimizer steps; large ones, so that what is learned stands out from rounding.
-Outcome learn(LanguageModel& model, const Compute<float>& compute, const Texts& texts, Recompute recompute) {
+Outcome learn(LanguageModel& model, const Compute<float>& compute, const Texts& texts, Recompute recompute,
+              MomentPlacement moments = {}) {
   Outcome out{std::vector<float>(texts.targets.size()), std::vector<float>(texts.targets.size()), {}, 0};
   SequencePass<float> pass(model.config(), compute, recompute);
   ppo::OptimizerOptions options;
   options.max_grad_norm = 1;
-  Optimizer<float> optimizer(options, model.parameters().num_trainable());
+  Optimizer<float> optimizer(options, model.parameters().num_trainable(), one_process(), moments);
   for (int step = 0; step < 2; ++step) {
     const auto& weights = model.parameters().weights();
     pass.forward(weights, texts.rows, PassKeep::kForBackward);
@@ -120,6 +121,10 @@ TEST_CASE("training on an accelerator learns what the CPU learns", "[device]") {
       LanguageModel again = make_trained_model(trainable);
       again.parameters().place_on(accelerator);
       CHECK(learn(again, device, texts, Recompute::kLayers).weights == got.weights);
+      LanguageModel offloaded = make_trained_model(trainable);
+      offloaded.parameters().place_on(accelerator);
+      const MomentPlacement in_pieces{.on_host = true, .piece_elements = 1000};  // the last one is shorter
+      CHECK(learn(offloaded, device, texts, Recompute::kNone, in_pieces).weights == got.weights);
     });
   }
 }

@@ -75,6 +75,7 @@ TEST_CASE("every scheduling mode and a small budget run on an accelerator", "[de
     const std::string late = run("late", {"schedule.mode=one_step_off"});
     CHECK((run("later", {"schedule.mode=one_step_off"}) == late));
     CHECK((run("tight", {"memory.budget=1MiB"}) == serial));
+    CHECK((run("offloaded", {"memory.offload=optimizer"}) == serial));
   });
 }
 

@@ -194,14 +194,15 @@ __device__ inline void load_row_tile(Bfloat16* to, float* numbers,
     const int r = thread / kChunks + i;
     if (thread >= kAtOnce * kChunks || r >= Tile::kRows) break;
     const bool valid = at.row + r < at.end;
-    copy_later<16>(place + i * Padded<kWidth>::kStride, args.q + begin + i * N * kWidth, valid);
-    copy_later<16>(place + Tile::kDout + i * Padded<kWidth>::kStride, args.dout + begin + i * N * kWidth,
-                   valid);
+    const std::int64_t from = valid ? begin + i * N * kWidth : 0;  // nothing is read where it is not valid
+    copy_later<16>(place + i * Padded<kWidth>::kStride, args.q + from, valid);
+    copy_later<16>(place + Tile::kDout + i * Padded<kWidth>::kStride, args.dout + from, valid);
   }
   if (thread >= Tile::kRows) return;
   const bool valid = at.row + thread < at.end;
-  copy_later<4>(numbers + thread, args.lse + first + thread * N, valid);
-  copy_later<4>(numbers + Tile::kRows + thread, args.workspace + first + thread * N, valid);
+  const std::int64_t from = valid ? first + thread * N : 0;
+  copy_later<4>(numbers + thread, args.lse + from, valid);
+  copy_later<4>(numbers + Tile::kRows + thread, args.workspace + from, valid);
 }
 
 /// The warp's block of keys as A, keys being rows.

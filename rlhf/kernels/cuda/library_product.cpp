@@ -5,11 +5,9 @@
 #if __has_include(<cublasLt.h>)
 
 #include <cublasLt.h>
-#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
 #include <array>
-#include <cstdlib>
 #include <map>
 #include <mutex>
 
@@ -68,27 +66,6 @@ void check(cublasStatus_t status, const char* what) {
   if (status != CUBLAS_STATUS_SUCCESS) fail<Error>("cuBLASLt: ", what, ": status ", static_cast<int>(status));
 }
 
-// For algorithms that split a long sum over the chip, which few rows need. One for all products: they run one
-// after another, in one queue.
-struct Workspace {
-  std::size_t bytes = std::size_t{32} << 20;
-  void* memory = nullptr;
-};
-
-const Workspace& workspace() {
-  static const Workspace made = [] {
-    Workspace workspace;
-    if (const char* mib = std::getenv("RLHF_WORKSPACE_MIB"))
-      workspace.bytes = std::size_t(std::atoi(mib)) << 20;
-    if (cudaMalloc(&workspace.memory, workspace.bytes) != cudaSuccess) {
-      cudaGetLastError();  // without, there are fewer algorithms to choose from
-      workspace = {0, nullptr};
-    }
-    return workspace;
-  }();
-  return made;
-}
-
 template <class T>
 constexpr cudaDataType_t kType = sizeof(T) == 2 ? CUDA_R_16BF : CUDA_R_32F;
 
@@ -141,7 +118,9 @@ Plan make_plan(const Library& lib, const Operand& first, const Operand& second, 
   const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
     check(lib.set_preference(preference, attribute, &value, sizeof(value)), "setting a preference");
   };
-  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, workspace().bytes);
+  // No workspace: the algorithms that need one split the sum, in an order that depends on the shape. On an
+  // H200 they decoded a 0.5B model 10 % faster at one row and 10 % slower at 64 (docs/results/gpu.md).
+  prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, std::size_t{0});
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, static_cast<std::uint32_t>(first.alignment));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, static_cast<std::uint32_t>(second.alignment));
   prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, static_cast<std::uint32_t>(result.alignment));
@@ -204,7 +183,7 @@ bool try_library_product(const LibraryProduct<T, C>& args, void* queue) {
           "setting the bias");
   const float one = 1, beta = args.accumulate ? 1 : 0;
   check(lib.matmul(lib.handle, plan.product, &one, args.b, plan.first, args.a, plan.second, &beta, args.c,
-                   plan.result, args.c, plan.result, &plan.algorithm, workspace().memory, workspace().bytes,
+                   plan.result, args.c, plan.result, &plan.algorithm, nullptr, 0,
                    static_cast<cudaStream_t>(queue)),
         "queueing a product");
   return true;
