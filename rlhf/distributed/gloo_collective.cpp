@@ -11,9 +11,13 @@
 #include <gloo/transport/unbound_buffer.h>
 
 #include <algorithm>
+#include <chrono>
+#include <condition_variable>
 #include <csignal>
 #include <cstdint>
 #include <cstring>
+#include <mutex>
+#include <thread>
 
 #include "rlhf/distributed/rendezvous.h"
 
@@ -78,6 +82,42 @@ void ignore_broken_pipes() {
   sigaction(SIGPIPE, nullptr, &current);
   if (current.sa_handler == SIG_DFL) signal(SIGPIPE, SIG_IGN);
 }
+
+// Ends a wait to receive now and then, so that who waits can look whether the connection is still there.
+class Waker {
+ public:
+  Waker() = default;
+  ~Waker() {
+    {
+      const std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+    if (thread_.joinable()) thread_.join();
+  }
+  Waker(const Waker&) = delete;
+
+  void watch(gloo::transport::UnboundBuffer* buffer) {
+    const std::lock_guard lock(mutex_);
+    if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
+    buffer_ = buffer;
+  }
+
+ private:
+  void run() {
+    std::unique_lock lock(mutex_);
+    while (!stopped_) {
+      changed_.wait_for(lock, std::chrono::seconds(1));
+      if (buffer_ && !stopped_) buffer_->abortWaitRecv();
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool stopped_ = false;
+  gloo::transport::UnboundBuffer* buffer_ = nullptr;
+  std::thread thread_;
+};
 
 class GlooCollective : public Collective {
  public:
@@ -213,10 +253,21 @@ class GlooCollective : public Collective {
     if (!done) lost(message.peer, "aborted");
   }
   void wait_receive(const Message& message) {
-    bool done = false;
-    guard(message.peer, [&] { done = message.buffer->waitRecv(timeout_); });
-    if (!done) lost(message.peer, "aborted");
+    using std::chrono::steady_clock;
+    const auto deadline = steady_clock::now() + timeout_;
+    for (bool done = false; !done;) {
+      const auto left = std::chrono::duration_cast<std::chrono::milliseconds>(deadline - steady_clock::now());
+      waker_.watch(message.buffer.get());
+      const auto unwatch =
+          std::unique_ptr<Waker, void (*)(Waker*)>(&waker_, [](Waker* w) { w->watch(nullptr); });
+      guard(message.peer,
+            [&] { done = message.buffer->waitRecv(std::max(left, std::chrono::milliseconds(1))); });
+      if (!done) look_for(message.peer);
+    }
   }
+  // A connection that closes at the moment when a receive is begun on it does not always tell that receive.
+  // It does tell the next one, which nobody answers.
+  void look_for(int peer) { start_receive(peer, &nothing_, sizeof nothing_, kNobody); }
   // A rank that has gone on to this exchange has the answers of those before it.
   void end_answers(int peer) {
     for (const Message& answer : answers_)
@@ -319,6 +370,9 @@ class GlooCollective : public Collective {
   int rank_, size_;
   std::chrono::milliseconds timeout_;
   std::shared_ptr<gloo::Context> context_;
+  static constexpr std::uint64_t kNobody = std::uint64_t{1} << 62;  ///< a slot that nothing is sent to
+  std::uint8_t nothing_ = 0;
+  Waker waker_;
   std::uint64_t next_slot_ = 1;
   std::vector<Message> answers_;  ///< under way, of the last exchange with each rank
   char acknowledgement_ = 1;      ///< what an answer says
