@@ -57,7 +57,10 @@ int run(int argc, char** argv) {
   load.overrides.assign(argv + 1, argv + argc);
   const auto options = rlhf::config::parse<rlhf::RunOptions>(kRun, "embed", load);
   Watch watch;
-  rlhf::Pipeline pipeline(options, {}, watch);
+  const rlhf::OpenDevice device(options.device);  // a GPU where there is one
+  rlhf::PipelineSettings settings;
+  settings.accelerator = device.accelerator();
+  rlhf::Pipeline pipeline(options, settings, watch);
   pipeline.add_reward(std::make_unique<Brevity>(), {.weight = 0.1});
   const rlhf::RunReport report = pipeline.run();
   for (const rlhf::TaskReport& task : report.tasks)

@@ -9,6 +9,7 @@
 #include "rlhf/config/reader.h"
 #include "rlhf/core/atomic_file.h"
 #include "rlhf/core/error.h"
+#include "rlhf/kernels/open_device.h"
 #include "rlhf/train/pipeline.h"
 #include "rlhf/train/run_directory.h"
 
@@ -133,7 +134,9 @@ Replay replay_step(const std::filesystem::path& run_dir, std::int64_t step, cons
   line_of(metrics, step, metrics_file);
   line_of(hashes, step, hashes_file);
 
+  const OpenDevice device(options.device);
   PipelineSettings settings;
+  settings.accelerator = device.accelerator();
   settings.start = PipelineSettings::Start::kResume;
   settings.directory = run_dir;
   settings.fingerprint = fingerprint_of(options);
