@@ -107,36 +107,63 @@ class Bench {
     }
   }
 
-  void attention() {
-    const std::int64_t N = 32, G = 8, H = 128, stride = G * H * kernels::kBlockTokens;
-    for (const std::int64_t batch : {std::int64_t{1}, smaller(64)})
-      for (const std::int64_t context : {std::int64_t{256}, smaller(4096)}) {
-        const std::int64_t per_row = kernels::ceil_div(context, kernels::kBlockTokens);
-        std::vector<std::int32_t> table(static_cast<std::size_t>(batch * per_row));
-        for (std::size_t i = 0; i < table.size(); ++i)
-          table[i] = static_cast<std::int32_t>(table.size() - 1 - i);
-        Rows rows;
-        for (std::int64_t b = 0; b < batch; ++b) {
-          rows.tokens.push_back(0);
-          rows.positions.push_back(static_cast<std::int32_t>(context - 1));
-          rows.tables.push_back(table.data() + b * per_row);
-        }
-        const DeviceRows view(memory_, rows);
-        auto k = random<T>(batch * per_row * stride), v = random<T>(batch * per_row * stride),
-             q = random<T>(batch * N * H), out = random<T>(batch * N * H);
-        auto workspace = random<Wide<T>>(kernels::attention_workspace(batch, N, H, context, 0));
-        time("attention", {{"batch", batch}, {"context", context}, {"N", N}, {"G", G}, {"H", H}},
-             bytes_of(2 * batch * context * G * H), 4.0 * static_cast<double>(batch * context * N * H), [&] {
-               ops_.attention({{k.data(), v.data(), stride, N, G, H, 0.088, 0},
-                               q.data(),
-                               N * H,
-                               out.data(),
-                               nullptr,
-                               0,
-                               workspace.data()},
-                              view.view(), memory_.queue());
-             });
+  // Rows that decode: one of each sequence, whose blocks are laid out backwards.
+  struct DecodeRows {
+    std::vector<std::int32_t> table;
+    Rows rows;
+    std::int64_t blocks;
+
+    DecodeRows(std::int64_t batch, std::int64_t context) {
+      const std::int64_t per_row = kernels::ceil_div(context, kernels::kBlockTokens);
+      blocks = batch * per_row;
+      for (std::int64_t i = 0; i < blocks; ++i) table.push_back(static_cast<std::int32_t>(blocks - 1 - i));
+      for (std::int64_t b = 0; b < batch; ++b) {
+        rows.tokens.push_back(0);
+        rows.positions.push_back(static_cast<std::int32_t>(context - 1));
+        rows.tables.push_back(table.data() + b * per_row);
       }
+    }
+  };
+
+  void attention() {
+    for (const std::int64_t batch : {std::int64_t{1}, smaller(64)})
+      for (const std::int64_t context : {std::int64_t{256}, smaller(4096)})
+        decode_attention("attention", batch, context, {32, 8, 128}, 1, false);
+    // Where K and V of a step's layers lie, every call the next layer's: a block's together, as in the
+    // engine's slabs, or layer by layer.
+    for (const bool in_slabs : {true, false})
+      decode_attention(in_slabs ? "attention_in_slabs" : "attention_by_layer", smaller(256), 320, {14, 2, 64},
+                       24, in_slabs);
+  }
+
+  struct HeadShape {
+    std::int64_t N, G, H;
+  };
+  void decode_attention(const char* name, std::int64_t batch, std::int64_t context, HeadShape shape,
+                        std::int64_t layers, bool in_slabs) {
+    const auto [N, G, H] = shape;
+    const DecodeRows decode(batch, context);
+    const DeviceRows view(memory_, decode.rows);
+    const std::int64_t block = G * H * kernels::kBlockTokens, blocks = decode.blocks;
+    const std::int64_t stride = in_slabs ? 2 * layers * block : block,
+                       values = in_slabs ? block : blocks * block;
+    auto kv = random<T>(2 * layers * blocks * block), q = random<T>(batch * N * H),
+         out = random<T>(batch * N * H);
+    auto workspace = random<Wide<T>>(kernels::attention_workspace(batch, N, H, context, 0));
+    std::int64_t layer = 0;
+    time(name, {{"batch", batch}, {"context", context}, {"N", N}, {"G", G}, {"H", H}, {"layers", layers}},
+         bytes_of(2 * batch * context * G * H), 4.0 * static_cast<double>(batch * context * N * H), [&] {
+           const T* k = kv.data() + layer * 2 * values;
+           layer = (layer + 1) % layers;
+           ops_.attention({{k, k + values, stride, N, G, H, 0.088, 0},
+                           q.data(),
+                           N * H,
+                           out.data(),
+                           nullptr,
+                           0,
+                           workspace.data()},
+                          view.view(), memory_.queue());
+         });
   }
 
   // Prefill and training: whole sequences, FLOPs of the keys that rows see. Backward computes scores and dout
