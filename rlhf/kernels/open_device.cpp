@@ -12,6 +12,8 @@ OpenDevice::OpenDevice(Device wanted) {
   cuda_ = CudaDevice::open();
   accelerator_ = {&cuda_device_kernels<Bfloat16>(), cuda_.get(), cuda_->total_bytes(), status.text};
   text_ = "cuda (" + status.text + ")";
+  if (const std::string& problem = cuda_library_problem(); !problem.empty())
+    text_ += ", matrix products without tensor cores: " + problem;
 }
 
 }  // namespace rlhf

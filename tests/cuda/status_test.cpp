@@ -1,3 +1,4 @@
+#include "rlhf/kernels/open_device.h"
 #include "tests/cuda/devices.h"
 
 using namespace rlhf;
@@ -36,4 +37,21 @@ TEST_CASE("device buffers hold what they were given") {
     device.memory->zero(cleared.data(), 2 * sizeof(float));
     CHECK(cleared.values() == std::vector<float>{0, 0, 3.5F});
   });
+}
+
+TEST_CASE("a device that is asked for is opened, and auto says what it took and why") {
+  CHECK_FALSE(OpenDevice(Device::kCpu).accelerator());
+  CHECK(OpenDevice(Device::kCpu).text() == "cpu");
+  const CudaStatus status = cuda_status();
+  const OpenDevice automatic(Device::kAuto);
+  CHECK_THAT(automatic.text(), ContainsSubstring(status.text));
+  CHECK((automatic.accelerator() != nullptr) == status.usable);
+  if (!status.usable) {
+    CHECK_THROWS_WITH(OpenDevice(Device::kCuda), ContainsSubstring(status.text));
+    return;
+  }
+  const Accelerator& accelerator = *automatic.accelerator();
+  CHECK(accelerator.name == status.text);
+  CHECK(accelerator.bytes > 0);
+  CHECK(accelerator.memory->record([] {}) != nullptr);
 }
