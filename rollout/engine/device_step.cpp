@@ -85,9 +85,10 @@ void DeviceStep::run(const DecoderWeights<T>& weights, const Rows& rows) {
 
 // ---- steps that only decode ----
 
+// Many guesses for one sample are a tile, and kernels are then queued for as many tiles as there are.
 bool DeviceStep::only_decodes(const Rows& rows, std::span<const Draw> draws) const {
   return rows.size() == static_cast<std::int64_t>(draws.size()) && rows.size() <= kDeviceLogitsRows &&
-         rows.copy_offsets.empty();
+         rows.copy_offsets.empty() && find_tiles(rows).tiles.empty();
 }
 
 void DeviceStep::decode(const DecoderWeights<T>& weights, const Rows& rows, std::span<const Draw> draws,

@@ -367,9 +367,6 @@ inline void wait_for_copies() {
   ::emulator::Block::current_block->finish_copies();
 }
 
-inline unsigned pack(float first, float second) {
-  return from_float<Bfloat16>(first).bits | static_cast<unsigned>(from_float<Bfloat16>(second).bits) << 16;
-}
 inline float power_of_two(float x) {
   return std::exp2(x);
 }

@@ -35,8 +35,8 @@ __global__ void wide_kernel(const std::uint32_t* from, std::uint32_t* to) {
 // One product d[16][8] = a[16][16] b[16][8] of integers, fragments filled as mma.cuh says.
 __global__ void product_kernel(const float* a, const float* b, float* d) {
   const int lane = static_cast<int>(threadIdx.x), row = lane / 4, pair = 2 * (lane % 4);
-  const auto of_a = [&](int i, int k) { return device::pack(a[i * 16 + k], a[i * 16 + k + 1]); };
-  const auto of_b = [&](int k) { return device::pack(b[k * 8 + row], b[(k + 1) * 8 + row]); };
+  const auto of_a = [&](int i, int k) { return device::round_pair(a[i * 16 + k], a[i * 16 + k + 1]); };
+  const auto of_b = [&](int k) { return device::round_pair(b[k * 8 + row], b[(k + 1) * 8 + row]); };
   float sum[4] = {};
   device::multiply_add(sum,
                        {of_a(row, pair), of_a(row + 8, pair), of_a(row, pair + 8), of_a(row + 8, pair + 8)},

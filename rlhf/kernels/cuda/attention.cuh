@@ -394,8 +394,13 @@ template <class T>
 void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
   check_head_width(args.cache.H);
   if constexpr (sizeof(T) == sizeof(Bfloat16)) {
-    const bool pairs = args.q_stride % 2 == 0 && aligned(args.q, 4) && aligned(args.out, 4);
-    if (rows.num_tiles > 0 && pairs && tensor_cores_take(args.cache)) {
+    if (rows.num_tiles > 0 && takes_tiles(args.cache.H)) {
+      // The workspace is for the other rows only: there is no way back to one by one.
+      RLHF_CHECK(
+          args.q_stride % 2 == 0 && aligned(args.q, 4) && aligned(args.out, 4) &&
+              tensor_cores_take(args.cache),
+          "CUDA: q and out must start at multiples of 4 bytes, blocks of K and V must start at multiples "
+          "of 16 bytes");
       launch_attention_tiles(args, rows, queue);
       return attention_of_rows(args, rows, queue);
     }

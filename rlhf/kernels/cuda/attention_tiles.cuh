@@ -168,10 +168,10 @@ __device__ inline float row_sum(float value) {
 /// The A whose columns are those of D number 2 k and 2 k + 1.
 template <int kCount>
 __device__ inline void pack_rows(unsigned (&a)[4], const float (&d)[kCount][4], int k) {
-  a[0] = pack(d[2 * k][0], d[2 * k][1]);
-  a[1] = pack(d[2 * k][2], d[2 * k][3]);
-  a[2] = pack(d[2 * k + 1][0], d[2 * k + 1][1]);
-  a[3] = pack(d[2 * k + 1][2], d[2 * k + 1][3]);
+  a[0] = round_pair(d[2 * k][0], d[2 * k][1]);
+  a[1] = round_pair(d[2 * k][2], d[2 * k][3]);
+  a[2] = round_pair(d[2 * k + 1][0], d[2 * k + 1][1]);
+  a[3] = round_pair(d[2 * k + 1][2], d[2 * k + 1][3]);
 }
 
 /// d[., 16 i ..] += a B, pieces of B a fixed distance apart.
@@ -266,7 +266,7 @@ __device__ inline void store_rows(const PassAttentionArgs<Bfloat16>& args, const
 #pragma unroll
     for (int j = 0; j < kWidth / 8; ++j)
       store_pair(args.out + matrix_offset(head, fragment_column(j, 0), kWidth),
-                 pack(state.sum[j][2 * side] * inverse, state.sum[j][2 * side + 1] * inverse));
+                 round_pair(state.sum[j][2 * side] * inverse, state.sum[j][2 * side + 1] * inverse));
     if (args.lse && lane_id() % 4 == 0) args.lse[head] = state.maximum[side] * factor * kLn2 + logf(total);
   }
 }

@@ -60,12 +60,6 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-/// Two numbers in bf16, rounded to nearest even, the first in the lower half.
-__device__ inline unsigned pack(float first, float second) {
-  unsigned both;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
-  return both;
-}
 /// 2^x to two units in the last place; 0 of -inf.
 __device__ inline float power_of_two(float x) {
   float y;
