@@ -1,5 +1,6 @@
 #include "rlhf/schedule/executor.h"
 
+#include <array>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
@@ -51,15 +52,22 @@ class Run {
   void run_lane(Lane lane) {
     Lock lock(mutex_);
     while (!progress_.done() && !error_) {
-      if (act(lane, lock)) continue;
+      if (act_in(lane, lock)) continue;
       waiting_[index(lane)] = true;
       if (waiting_[0] && waiting_[1]) {
         stop_stuck();
         break;
       }
-      changed_.wait(lock, [&] { return !waiting_[index(lane)]; });
+      changed_[index(lane)].wait(lock, [&] { return !waiting_[index(lane)]; });
     }
-    changed_.notify_all();
+    wake_all();
+  }
+
+  // Lanes that only take turns do so on one thread: handing over to another one costs more than a small task.
+  bool act_in(Lane lane, Lock& lock) {
+    if (progress_.overlap_pays()) return act(lane, lock);
+    if (lane == Lane::kGenerate) return false;
+    return act(Lane::kTrain, lock) || (!busy_[index(Lane::kGenerate)] && act(Lane::kGenerate, lock));
   }
 
   void stop_stuck() {
@@ -70,8 +78,18 @@ class Run {
   }
 
   void wake_all() {
-    waiting_.fill(false);
-    changed_.notify_all();
+    wake(Lane::kGenerate);
+    wake(Lane::kTrain);
+  }
+
+  void wake(Lane lane) {
+    waiting_[index(lane)] = false;
+    changed_[index(lane)].notify_one();
+  }
+
+  void wake_those_that_act() {
+    if (progress_.overlap_pays()) wake(Lane::kGenerate);
+    wake(Lane::kTrain);
   }
 
   // Runs the next action of a lane, if there is one.
@@ -86,8 +104,9 @@ class Run {
     } catch (...) {
       if (!lock.owns_lock()) lock.lock();
       if (!error_) error_ = std::current_exception();
+      wake_all();
     }
-    wake_all();
+    wake_those_that_act();
     return true;
   }
 
@@ -188,7 +207,7 @@ class Run {
   Workload& workload_;
   const ExecutorOptions& options_;
   std::mutex mutex_;
-  std::condition_variable changed_;
+  std::array<std::condition_variable, 2> changed_;
   Progress progress_;
   std::exception_ptr error_;
   std::array<bool, 2> waiting_{}, busy_{};

@@ -22,8 +22,15 @@ void OverlapTrial::observe(double seconds_per_work) {
     overlaps_ = with.count < without.count;
     return;
   }
-  const bool better = with.mean <= without.mean;
-  overlaps_ = iteration_ % kRetry == 0 ? !better : better;
+  const bool better = with.mean <= (1 - kLeastGain) * without.mean;
+  if (better != better_) retry_after_ = kRetry;
+  better_ = better;
+  const bool retries = ++since_retry_ >= retry_after_;
+  if (retries) {
+    since_retry_ = 0;
+    retry_after_ = std::min(2 * retry_after_, kMostRetry);
+  }
+  overlaps_ = better != retries;
 }
 
 }  // namespace rlhf::schedule
