@@ -94,6 +94,21 @@ TEST_CASE("scoring and training begin before the batch is complete when streamed
   CHECK(runs_through(true) == std::pair(true, false));
 }
 
+TEST_CASE("lanes whose overlap does not pay take turns on the caller's thread") {
+  for (const bool pays : {false, true}) {
+    FakeWorkload work;
+    work.pays = pays;
+    std::atomic<int> generated_elsewhere = 0, trained_elsewhere = 0;
+    work.before = [&, caller = std::this_thread::get_id()](Task task, std::int64_t) {
+      if (std::this_thread::get_id() != caller)
+        ++(task == Task::kGenerate ? generated_elsewhere : trained_elsewhere);
+    };
+    run_all(*streamed_policy(), work, 3);
+    CHECK((generated_elsewhere > 0) == pays);
+    CHECK(trained_elsewhere == 0);
+  }
+}
+
 TEST_CASE("every policy does the same work under random delays") {
   const auto count = [](const FakeWorkload& work, const std::string& what) {
     return std::ranges::count_if(work.calls, [&](const auto& call) { return call.starts_with(what); });
@@ -107,6 +122,8 @@ TEST_CASE("every policy does the same work under random delays") {
       work.steps = 1 + random.below(3);
       work.micro_batches = 1 + random.below(3);
       work.whole_batch = random.below(2) == 0;
+      work.pays = random.below(3) != 0;
+      work.pays_by_turns = random.below(2) == 0;
       const std::uint64_t pace = random.below(3);
       work.before = [&, pace](Task task, std::int64_t) {
         if (pace == 0) return;

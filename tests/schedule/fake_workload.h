@@ -19,7 +19,9 @@ namespace rlhf::schedule {
 class FakeWorkload : public Workload {
  public:
   std::size_t samples = 4, steps = 2, micro_batches = 2;
-  bool whole_batch = false, pays = true;
+  bool whole_batch = false;
+  std::atomic<bool> pays = true;
+  bool pays_by_turns = false;  ///< from one iteration to the next
   std::int64_t max_staleness = 0;
   bool in_flight = false;
   std::uint64_t seed = 1;
@@ -96,6 +98,7 @@ class FakeWorkload : public Workload {
     enter(Task::kFinish, k);
     calls.push_back(concat("finish ", k));
     times.push_back(t);
+    if (pays_by_turns) pays = !pays;
   }
   void publish(std::int64_t k) override {
     enter(Task::kPublish, k);
