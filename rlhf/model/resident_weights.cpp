@@ -50,12 +50,19 @@ const DecoderWeights<Bfloat16>& ResidentWeights::weights() {
 }
 
 void ResidentWeights::upload() {
-  for (const auto& frozen : host_.frozen)
-    if (frozen->device_is_old.exchange(false)) upload_rounded(frozen->device.data(), host_of(*frozen));
-  if (!device_is_old_.exchange(false) || size() == 0) return;
+  for (const auto& frozen : host_.frozen) {
+    if (!frozen->device_is_old) continue;
+    const std::lock_guard lock(frozen->uploading);
+    if (!frozen->device_is_old) continue;
+    upload_rounded(frozen->device.data(), host_of(*frozen));
+    frozen->device_is_old = false;
+  }
+  if (!device_is_old_ || size() == 0) return;
+  device_is_old_ = false;
   accelerator_.memory->upload(master_.data(), host_.learning.data(), host_.learning.size_bytes());
   accelerator_.kernels->narrow(shadow_.data(), master_.data(), static_cast<std::int64_t>(size()),
                                accelerator_.memory->queue());
+  accelerator_.memory->synchronize();
 }
 
 void ResidentWeights::upload_rounded(Bfloat16* to, std::span<const float> from) {
@@ -66,6 +73,7 @@ void ResidentWeights::upload_rounded(Bfloat16* to, std::span<const float> from) 
     std::ranges::transform(part, rounded.begin(), [](float value) { return from_float<Bfloat16>(value); });
     accelerator_.memory->upload(to + begin, rounded.data(), rounded.size() * sizeof(Bfloat16));
   }
+  accelerator_.memory->synchronize();
 }
 
 void ResidentWeights::zero_gradient() {

@@ -21,13 +21,15 @@ struct FrozenWeights {
   Buffer<float> host;
   Buffer<Bfloat16> device;
   std::atomic<bool> device_is_old = true;
+  std::mutex uploading;
 };
 
 /// One model's weights in a device's memory. What learns is there as float master weights with their
 /// gradient, and rounded for passes; what is frozen is there rounded only.
 ///
 /// The host has the same weights; either side may be written. It says so here, and the other side is brought
-/// up to date when it is read next.
+/// up to date when it is read next. What the host has written is there for every queue of the device; what
+/// the device writes is ordered by the accelerator's queue alone.
 class ResidentWeights {
  public:
   /// Where the model's weights are on the host. All must outlive this.

@@ -43,6 +43,16 @@ class Arena : public DeviceMemory {
   void zero(void* memory, std::size_t bytes) override { below().zero(memory, bytes); }
   void synchronize() override { below().synchronize(); }
   void* queue() override { return below().queue(); }
+  std::unique_ptr<DeviceMemory> new_queue(bool urgent) override { return below().new_queue(urgent); }
+  void wait_for(DeviceMemory& other) override { below().wait_for(other); }
+  void queue_upload(void* to, const void* from, std::size_t bytes) override {
+    below().queue_upload(to, from, bytes);
+  }
+  void queue_download(void* to, const void* from, std::size_t bytes) override {
+    below().queue_download(to, from, bytes);
+  }
+  void pin(void* memory, std::size_t bytes) override { below().pin(memory, bytes); }
+  void unpin(void* memory) noexcept override { below().unpin(memory); }
   std::unique_ptr<Recording> record(const std::function<void()>& work) override {
     return below().record(work);
   }

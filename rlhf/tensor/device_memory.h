@@ -11,8 +11,8 @@
 
 namespace rlhf {
 
-/// Memory of a device and the queue its kernels run in. Uploads, downloads and kernels happen in the order of
-/// the calls.
+/// Memory of a device and a queue its kernels run in. Uploads, downloads and kernels of one queue happen in
+/// the order of the calls; those of two queues in any order, but where one waits for the other.
 class DeviceMemory {
  public:
   virtual ~DeviceMemory() = default;
@@ -30,6 +30,21 @@ class DeviceMemory {
   virtual void synchronize() = 0;
   /// What DeviceKernels take as queue.
   virtual void* queue() = 0;
+
+  /// Another queue over the same memory, which must outlive it. The device works on both at once, and first
+  /// on an urgent one.
+  virtual std::unique_ptr<DeviceMemory> new_queue(bool urgent) = 0;
+  /// What is queued here from now on runs after all that `other`, a queue of the same device, holds by now.
+  /// Does not wait on the host.
+  virtual void wait_for(DeviceMemory& other) = 0;
+
+  /// As upload and download, but may return before the copy has happened: until this queue was waited for,
+  /// the host does not write `from`, and neither reads nor writes `to`.
+  virtual void queue_upload(void* to, const void* from, std::size_t bytes) { upload(to, from, bytes); }
+  virtual void queue_download(void* to, const void* from, std::size_t bytes) { download(to, from, bytes); }
+  /// Keeps the host's memory in place, so that copies of it need not pass through a buffer of the driver.
+  virtual void pin(void* /*memory*/, std::size_t /*bytes*/) {}
+  virtual void unpin(void* /*memory*/) noexcept {}
 
   /// Kernels and copies inside the device that were queued once and are queued again as one.
   class Recording {
@@ -63,9 +78,39 @@ class HostMemory : public DeviceMemory {
   }
   void synchronize() override {}
   void* queue() override { return queue_; }
+  std::unique_ptr<DeviceMemory> new_queue(bool /*urgent*/) override {
+    return std::make_unique<HostMemory>(queue_);
+  }
+  void wait_for(DeviceMemory& /*other*/) override {}
 
  private:
   void* queue_;
+};
+
+/// Memory of the host that is pinned for a device, which must outlive it. Move-only.
+class PinnedMemory {
+ public:
+  PinnedMemory() = default;
+  PinnedMemory(DeviceMemory& device, void* memory, std::size_t bytes) : device_(&device), memory_(memory) {
+    if (bytes > 0)
+      device.pin(memory, bytes);
+    else
+      device_ = nullptr;
+  }
+  PinnedMemory(PinnedMemory&& other) noexcept
+      : device_(std::exchange(other.device_, nullptr)), memory_(other.memory_) {}
+  PinnedMemory& operator=(PinnedMemory&& other) noexcept {
+    std::swap(device_, other.device_);
+    std::swap(memory_, other.memory_);
+    return *this;
+  }
+  ~PinnedMemory() {
+    if (device_) device_->unpin(memory_);
+  }
+
+ private:
+  DeviceMemory* device_ = nullptr;
+  void* memory_ = nullptr;
 };
 
 /// An array of trivially copyable elements on a device, which must outlive it. Move-only.

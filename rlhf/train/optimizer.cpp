@@ -79,6 +79,7 @@ typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& 
   if (numbers_.size() == 0) numbers_ = Buffer<double>(2 + kernels::kSumPartials, &memory);
   double *const square = numbers_.data(), *const scale = square + 1, *const partials = square + 2;
   const auto count = static_cast<std::int64_t>(num_elements_);
+  if (moments_.on_host) stream(memory).fetch();
   device.kernels->sum_squares(square, partials, weights.gradient(), count, memory.queue());
   double squares = 0;
   memory.download(&squares, square, sizeof(squares));
@@ -109,20 +110,15 @@ void Optimizer<T>::update(ResidentWeights& weights, const kernels::AdamwFactors&
   if constexpr (std::is_same_v<T, float>) {
     if (!moments_.on_host)
       return update_part(0, num_elements_, first_.device(memory), second_.device(memory));
-    const std::size_t piece = std::min(num_elements_, moments_.piece_elements);
-    if (pieces_.size() == 0) pieces_ = Buffer<float>(2 * piece, &memory);
-    float *const first = pieces_.data(), *const second = first + piece;
-    for (std::size_t begin = 0; begin < num_elements_; begin += piece) {
-      const std::size_t count = std::min(piece, num_elements_ - begin), bytes = count * sizeof(float);
-      float *const host_first = first_moment().data() + begin, *const host_second =
-                                                                   second_moment().data() + begin;
-      memory.upload(first, host_first, bytes);
-      memory.upload(second, host_second, bytes);
-      update_part(begin, count, first, second);
-      memory.download(host_first, first, bytes);
-      memory.download(host_second, second, bytes);
-    }
+    stream(memory).pass(update_part);
   }
+}
+
+template <class T>
+MomentStream& Optimizer<T>::stream(DeviceMemory& memory) {
+  if constexpr (std::is_same_v<T, float>)
+    if (!stream_) stream_.emplace(memory, first_.host(), second_.host(), moments_.piece_elements);
+  return *stream_;
 }
 
 template class Optimizer<float>;

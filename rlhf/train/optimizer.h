@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "rlhf/distributed/collective.h"
@@ -10,6 +11,7 @@
 #include "rlhf/model/parameters.h"
 #include "rlhf/ppo/options.h"
 #include "rlhf/tensor/mirrored.h"
+#include "rlhf/train/moment_stream.h"
 
 namespace rlhf {
 
@@ -19,11 +21,12 @@ using OptimizerOptions = ppo::OptimizerOptions;
 /// Where the moments of a model on an accelerator are. On the CPU it makes no difference.
 struct MomentPlacement {
   bool on_host = false;  ///< they pass through the device in pieces, at every step
-  std::size_t piece_elements = std::size_t{16} << 20;
+  std::size_t piece_elements = std::size_t{8} << 20;
 
   /// Bytes on the device of the moments of `elements` weights.
   std::size_t device_bytes(std::size_t elements) const {
-    return 2 * sizeof(float) * (on_host ? std::min(elements, piece_elements) : elements);
+    return 2 * sizeof(float) *
+           (on_host ? std::min(elements, MomentStream::kPlaces * piece_elements) : elements);
   }
 };
 
@@ -58,14 +61,19 @@ class Optimizer {
 
   std::size_t num_elements() const { return num_elements_; }
   /// State for checkpoints: of this rank's slice. Ask again before every use.
-  std::span<T> first_moment() { return first_.host(); }
-  std::span<T> second_moment() { return second_.host(); }
+  std::span<T> first_moment() { return on_host(first_); }
+  std::span<T> second_moment() { return on_host(second_); }
   void set_num_steps(std::int64_t steps) { steps_ = steps; }
 
  private:
   StepResult step_on_device(ResidentWeights& weights, double learning_rate, double gradient_scale);
   void update(ResidentWeights& weights, const kernels::AdamwFactors& factors, const double* scale);
+  MomentStream& stream(DeviceMemory& memory);
   kernels::AdamwFactors next_factors(double learning_rate);
+  std::span<T> on_host(Mirrored<T>& moment) {
+    if (stream_) stream_->wait();
+    return moment.host();
+  }
 
   OptimizerOptions options_;
   Collective& collective_;
@@ -73,8 +81,8 @@ class Optimizer {
   Slice slice_;
   MomentPlacement moments_;
   Mirrored<T> first_, second_;
-  Buffer<T> pieces_;        ///< of both moments, where they are on the host
-  Buffer<double> numbers_;  ///< of a step on an accelerator
+  std::optional<MomentStream> stream_;  ///< of both moments, where they stay on the host
+  Buffer<double> numbers_;              ///< of a step on an accelerator
   std::int64_t steps_ = 0;
 };
 

@@ -65,8 +65,8 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   if (rollout.weights != WeightFormat::kFp32)
     rollout_weights.emplace(rollout.weights, generation_source(), policy.parameters().weights(),
                             context.compute);
-  if (scheduling->overlaps())
-    generate_pool = std::make_unique<ThreadPool>(context.compute.pool().num_threads());
+  const Compute<float> generate_compute =
+      scheduling->overlaps() ? open_generate_lane(context.compute) : context.compute;
   const Parameters<float>* base = frozen.critic_base;
   if (ppo::needs_critic(options.algorithm)) {
     ModelConfig config = policy.config();
@@ -88,8 +88,6 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   // behind rounded weights are not those that the trainer's gradient belongs to.
   sampled_trunk = trunk_layers > 0 && trunk_cache_bytes > 0 && !reward && !critic && !rollout_weights;
   const Accelerator* accelerator = context.compute.accelerator();
-  const Compute<float> generate_compute(generate_pool ? *generate_pool : context.compute.pool(),
-                                        kernels::detect_cpu_isa(), accelerator);
   const std::int64_t kept_trunk = sampled_trunk ? trunk_layers : 0;
   const auto setting = memory_setting(frozen, data, rollout, options, context, schedule);
   arena.open(setting.arena_bytes(device_memory_bytes(context.compute)),
@@ -100,11 +98,28 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   memory = std::make_unique<PpoMemory>(setting, policy.config(), *engine, pass, arena);
 }
 
+// A lane of its own: threads, and on an accelerator a queue, which goes first: its steps are short, and a
+// train lane that waits for samples has nothing to do.
+Compute<float> PpoModels::open_generate_lane(const Compute<float>& train) {
+  generate_pool = std::make_unique<ThreadPool>(train.pool().num_threads());
+  if (const Accelerator* device = train.accelerator()) {
+    generate_queue = device->memory->new_queue(true);
+    generate_device = *device;
+    generate_device->memory = generate_queue.get();
+  }
+  return {*generate_pool, kernels::detect_cpu_isa(), generate_device ? &*generate_device : nullptr};
+}
+
+// Between two queues: the copy waits for steps that read the old weights, and the next step for the new ones.
+// An optimizer's update of weights that generation reads itself comes when all samples are on the host.
 void PpoModels::publish(const Compute<float>& compute) {
+  DeviceMemory* const train_queue = generate_queue ? compute.accelerator()->memory : nullptr;
+  if (train_queue) train_queue->wait_for(*generate_queue);
   if (snapshot) {
     snapshot->copy_learned(policy.parameters());
     copied_bytes_ += snapshot->num_trainable() * sizeof(float);
   }
+  if (train_queue) generate_queue->wait_for(*train_queue);
   pack(compute);
   engine->forget_prefixes();
 }

@@ -46,6 +46,8 @@ struct PpoModels {
   std::optional<Parameters<float>> snapshot;      ///< what generation reads off-policy
   std::optional<RolloutWeights> rollout_weights;  ///< what generation reads, unless it is fp32
   std::unique_ptr<ThreadPool> generate_pool;      ///< of the generate lane; null = it has the train lane's
+  std::unique_ptr<DeviceMemory> generate_queue;   ///< likewise, on an accelerator
+  std::optional<Accelerator> generate_device;     ///< the accelerator with that queue
   Arena arena;                                    ///< of engine and pass
   std::unique_ptr<RolloutEngine> engine;
   LengthPrediction lengths;    ///< of the generate lane
@@ -77,6 +79,7 @@ struct PpoModels {
   const DecoderWeights<float>& generation_source() const {
     return snapshot ? snapshot->weights() : policy.parameters().weights();
   }
+  Compute<float> open_generate_lane(const Compute<float>& train);
   PpoMemory::Setting memory_setting(const FrozenModels& frozen, const TaskData& data,
                                     const RolloutOptions& rollout, const PpoStageOptions& options,
                                     const StageContext& context, const ScheduleOptions& schedule) const;

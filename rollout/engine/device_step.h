@@ -21,6 +21,7 @@ class DeviceStep : public StepProgram {
  public:
   DeviceStep(const ModelConfig& config, const Compute<float>& compute, const Arena& arena);
 
+  DeviceMemory* queue() const override { return ops_.memory(); }
   void copy_blocks(const std::vector<BlockCache::Move>& moves) override;
   void step(const DecoderWeights<float>& weights, const Rows& rows, std::span<const Draw> draws,
             std::span<DrawnToken> drawn) override;

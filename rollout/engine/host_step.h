@@ -14,6 +14,7 @@ class HostStep : public StepProgram {
   HostStep(const ModelConfig& config, const Compute<float>& compute, const Arena& arena,
            std::int64_t trunk_layers);
 
+  DeviceMemory* queue() const override { return nullptr; }
   void copy_blocks(const std::vector<BlockCache::Move>& moves) override;
   void step(const DecoderWeights<float>& weights, const Rows& rows, std::span<const Draw> draws,
             std::span<DrawnToken> drawn) override;

@@ -161,9 +161,13 @@ std::optional<Sample> RolloutEngine::try_take() {
 void RolloutEngine::set_block_limit(std::int64_t limit) {
   RLHF_CHECK(limit >= 0 && limit <= cache().num_blocks(), "rollout: a block limit of ", limit,
              ", expected 0 to ", cache().num_blocks());
+  const bool grows = limit > cache().limit();
   program_->copy_blocks(scheduler_.set_block_limit(static_cast<std::int32_t>(limit)));
   set_slabs(limit);
   if (own_arena_) own_arena_->discard_free();
+  // Whoever gets the memory goes on once what is queued has left it.
+  if (DeviceMemory* const queue = program_->queue())
+    grows ? queue->wait_for(arena_) : arena_.wait_for(*queue);
 }
 
 void RolloutEngine::set_slabs(std::int64_t slabs) {

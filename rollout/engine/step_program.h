@@ -20,6 +20,8 @@ class StepProgram {
  public:
   virtual ~StepProgram() = default;
 
+  /// The queue it works in; null on the CPU, which has none.
+  virtual DeviceMemory* queue() const = 0;
   /// Renames blocks: copies what they hold.
   virtual void copy_blocks(const std::vector<BlockCache::Move>& moves) = 0;
   /// One of a step's rows, and what its draw depends on.

@@ -25,6 +25,7 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/kernels/bfloat16.h"
+#include "tests/cuda/emulator_queue.h"
 
 #define __global__
 #define __device__
@@ -296,10 +297,15 @@ void run_kernel(void (*kernel)(Parameters...), dim3 grid, int threads, std::size
 
 template <class... Parameters, class... Arguments>
 void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
-            void*, const Arguments&... arguments) {
+            void* queue, const Arguments&... arguments) {
   if (grid.x == 0 || grid.y == 0) return;
   if (::emulator::recorder) {
     ::emulator::recorder->push_back([=] { run_kernel(kernel, grid, threads, shared_bytes, arguments...); });
+    return;
+  }
+  if (queue) {
+    static_cast<EmulatorQueue*>(queue)->push(
+        [=] { run_kernel(kernel, grid, threads, shared_bytes, arguments...); });
     return;
   }
   run_kernel(kernel, grid, threads, shared_bytes, arguments...);

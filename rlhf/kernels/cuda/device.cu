@@ -34,9 +34,12 @@ std::string driver_problem() {
 
 class StreamDevice : public CudaDevice {
  public:
-  explicit StreamDevice(int index) : index_(index) {
+  explicit StreamDevice(int index, bool urgent = false) : index_(index) {
+    int least = 0, most = 0;
     check(cudaSetDevice(index), "choosing the GPU");
-    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream");
+    check(cudaDeviceGetStreamPriorityRange(&least, &most), "asking for priorities of streams");
+    check(cudaStreamCreateWithPriority(&stream_, cudaStreamNonBlocking, urgent ? most : least),
+          "making a stream");
   }
   ~StreamDevice() override { cudaStreamDestroy(stream_); }
 
@@ -53,7 +56,7 @@ class StreamDevice : public CudaDevice {
   }
   void upload(void* to, const void* from, std::size_t bytes) override {
     use();
-    // From pageable memory the copy is staged before the call returns.
+    // From pageable memory the copy is staged before the call returns; from pinned memory it is not.
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "copying to the GPU");
   }
   void download(void* to, const void* from, std::size_t bytes) override {
@@ -75,6 +78,32 @@ class StreamDevice : public CudaDevice {
     check(cudaStreamSynchronize(stream_), "waiting for kernels");
   }
   void* queue() override { return recorded_ == this ? recording_stream_ : stream_; }
+  std::unique_ptr<DeviceMemory> new_queue(bool urgent) override {
+    return std::make_unique<StreamDevice>(index_, urgent);
+  }
+  void wait_for(DeviceMemory& other) override {
+    cudaEvent_t event = nullptr;
+    use();
+    check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    // An event may go while a stream still waits for it.
+    const std::unique_ptr<CUevent_st, cudaError_t (*)(cudaEvent_t)> owner(event, cudaEventDestroy);
+    check(cudaEventRecord(event, static_cast<cudaStream_t>(other.queue())), "recording an event");
+    check(cudaStreamWaitEvent(stream_, event, 0), "waiting for another stream");
+  }
+  void queue_upload(void* to, const void* from, std::size_t bytes) override { upload(to, from, bytes); }
+  void queue_download(void* to, const void* from, std::size_t bytes) override {
+    use();
+    check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
+  }
+  void pin(void* memory, std::size_t bytes) override {
+    use();
+    check(cudaHostRegister(memory, bytes, cudaHostRegisterDefault), "pinning memory of the host");
+  }
+  void unpin(void* memory) noexcept override {
+    cudaSetDevice(index_);
+    cudaStreamSynchronize(stream_);  // a copy may still use it
+    cudaHostUnregister(memory);
+  }
   std::unique_ptr<Recording> record(const std::function<void()>& work) override;
   std::size_t free_bytes() const override { return memory_info().free; }
   std::size_t total_bytes() const override { return memory_info().total; }
