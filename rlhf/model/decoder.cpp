@@ -7,6 +7,7 @@
 #include <numbers>
 
 #include "rlhf/core/error.h"
+#include "rlhf/model/layer_stream.h"
 #include "rlhf/tensor/arena.h"
 
 namespace rlhf {
@@ -416,6 +417,7 @@ void DecoderRunner<T>::forward_layers(const DecoderWeights<T>& weights, const Ro
     activations->emplace_back(ops_.buffers());
   for (std::int64_t l = first; l < last; ++l) {
     const LayerWeights<T>& layer = weights.layers[static_cast<std::size_t>(l)];
+    if (weights.stream) weights.stream->use(l);
     LayerActivations<T>* keep = activations ? &(*activations)[static_cast<std::size_t>(l - first)] : nullptr;
     attention_block(layer, view, l, store.k(l - store_base), store.v(l - store_base), store.block_stride(), x,
                     keep);

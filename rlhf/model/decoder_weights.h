@@ -10,6 +10,7 @@
 
 namespace rlhf {
 
+class LayerStream;
 class PackedMatrix;
 class ResidentWeights;
 
@@ -69,6 +70,8 @@ struct DecoderWeights {
   bool embedding_trainable = false;
   /// The same weights on a device: what passes read that run there. Null = none are there.
   ResidentWeights* resident = nullptr;
+  /// On a device: brings layers that stay on the host, before each is used. Null = all are there.
+  LayerStream* stream = nullptr;
 };
 
 }  // namespace rlhf

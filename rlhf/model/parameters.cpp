@@ -122,22 +122,28 @@ bool learns(const ModelConfig& config, const TrainableOptions& options, const Te
 ParameterCounts count_parameters(const ModelConfig& config, const TrainableOptions& trainable) {
   ParameterCounts counts;
   counts.first_trainable_layer = config.num_layers;
+  std::vector<std::int64_t> by_layer(static_cast<std::size_t>(config.num_layers));
   for (const TensorSpec& spec : all_tensors(config, trainable)) {
     counts.total += spec.num_elements();
     if (!learns(config, trainable, spec)) continue;
     counts.trainable += spec.num_elements();
+    if (spec.layer >= 0) by_layer[static_cast<std::size_t>(spec.layer)] += spec.num_elements();
     const bool embeds =
         spec.role == TensorRole::kTokenEmbedding || spec.role == TensorRole::kPositionEmbedding;
     if (embeds || spec.layer >= 0)
       counts.first_trainable_layer =
           std::min(counts.first_trainable_layer, std::max<std::int64_t>(0, spec.layer));
   }
+  for (const std::int64_t elements : by_layer) {
+    counts.trainable_in_layers += elements;
+    counts.largest_trainable_layer = std::max(counts.largest_trainable_layer, elements);
+  }
   return counts;
 }
 
 template <class T>
 Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& trainable,
-                          const Parameters* base)
+                          const Parameters* base, FrozenLayers layers)
     : config_(config), options_(trainable) {
   for (TensorSpec& spec : all_tensors(config, trainable))
     entries_.push_back({std::move(spec), nullptr, nullptr, false});
@@ -145,16 +151,36 @@ Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& tra
   place(base);
   build_weights();
   if constexpr (std::is_same_v<T, float>)
-    if (base && base->resident_) place_on(base->resident_->accelerator());
+    if (base && base->resident_) place_on(base->resident_->accelerator(), layers);
 }
 
 template <class T>
-void Parameters<T>::place_on(const Accelerator& accelerator) requires(std::is_same_v<T, float>) {
+void Parameters<T>::place_on(const Accelerator& accelerator,
+                             FrozenLayers layers) requires(std::is_same_v<T, float>) {
   if (resident_) return;
   resident_ = std::make_unique<ResidentWeights>(
       accelerator, weights_,
-      ResidentWeights::Host{frozen_, {trainable_.data(), trainable_.size()}, gradient()});
+      ResidentWeights::Host{
+          frozen_,
+          {trainable_.data(), trainable_.size()},
+          gradient(),
+          layers == FrozenLayers::kOnHost ? own_frozen_layers() : std::vector<ElementRange>()});
   weights_.resident = resident_.get();
+}
+
+// Where the tensors of each layer lie in the owned frozen buffer.
+template <class T>
+std::vector<ElementRange> Parameters<T>::own_frozen_layers() const {
+  const auto& own = frozen_.back()->host;
+  std::vector<ElementRange> layers(static_cast<std::size_t>(config_.num_layers));
+  for (const Entry& entry : entries_) {
+    if (entry.gradient || entry.shared || entry.spec.layer < 0) continue;
+    const auto begin = static_cast<std::size_t>(entry.value - own.data()),
+               end = begin + static_cast<std::size_t>(entry.spec.num_elements());
+    ElementRange& range = layers[static_cast<std::size_t>(entry.spec.layer)];
+    range = {range.size() == 0 ? begin : std::min(range.begin, begin), std::max(range.end, end)};
+  }
+  return layers;
 }
 
 template <class T>
@@ -418,7 +444,7 @@ void Parameters<T>::zero_gradient() {
 
 template <class T>
 std::size_t Parameters<T>::owned_bytes() const {
-  if (resident_) return frozen_.back()->host.size() * sizeof(Bfloat16) + resident_->learning_bytes();
+  if (resident_) return resident_->frozen_bytes() + resident_->learning_bytes();
   return (frozen_.back()->host.size() + trainable_.size()) * sizeof(T);
 }
 
@@ -495,10 +521,10 @@ void Parameters<T>::initialise_score_head(std::uint64_t seed) {
 }
 
 template <class T>
-Parameters<T> Parameters<T>::frozen_copy() const {
+Parameters<T> Parameters<T>::frozen_copy(FrozenLayers layers) const {
   TrainableOptions none;
   none.mode = TrainableMode::kNone;
-  return Parameters(config_, none, this);
+  return Parameters(config_, none, this, layers);
 }
 
 template <class T>

@@ -49,6 +49,8 @@ struct ParameterCounts {
   std::int64_t total = 0;                  ///< adapters included
   std::int64_t trainable = 0;              ///< of them
   std::int64_t first_trainable_layer = 0;  ///< backward goes down to it; num_layers = only the head learns
+  std::int64_t trainable_in_layers = 0;    ///< without embedding, final norm and head
+  std::int64_t largest_trainable_layer = 0;
 };
 /// Counts what `Parameters(config, trainable, nullptr)` would allocate. @throws InvalidArgument as it.
 ParameterCounts count_parameters(const ModelConfig& config, const TrainableOptions& trainable);
@@ -71,8 +73,10 @@ class Parameters {
 
   /// Allocates all weights (zero) for `config`. Tensors that are frozen here and frozen in `base` are shared
   /// with it, the others start as copies of base's tensor of that name when there is one.
-  /// @param base may be null. @throws InvalidArgument for a LoRA target that does not exist.
-  Parameters(const ModelConfig& config, const TrainableOptions& trainable, const Parameters* base);
+  /// @param base may be null. @param layers of its own frozen ones, where base is on an accelerator
+  /// @throws InvalidArgument for a LoRA target that does not exist.
+  Parameters(const ModelConfig& config, const TrainableOptions& trainable, const Parameters* base,
+             FrozenLayers layers = FrozenLayers::kOnDevice);
   Parameters(Parameters&&) noexcept = default;
   Parameters& operator=(Parameters&&) noexcept = default;
 
@@ -84,7 +88,8 @@ class Parameters {
 
   /// Makes passes and optimizers work in this device's memory; models that are made from this one follow it.
   /// Nothing happens when it is there already. @throws MemoryError when there is no room
-  void place_on(const Accelerator& accelerator) requires(std::is_same_v<T, float>);
+  void place_on(const Accelerator& accelerator,
+                FrozenLayers layers = FrozenLayers::kOnDevice) requires(std::is_same_v<T, float>);
   /// The weights on the accelerator; null on the CPU.
   ResidentWeights* resident() const { return resident_.get(); }
 
@@ -112,7 +117,8 @@ class Parameters {
   void initialise_score_head(std::uint64_t seed);
   /// A frozen copy for use as the reference model: shares what is frozen, copies what learns. With LoRA the
   /// reference is the model without adapters and nothing is copied.
-  Parameters frozen_copy() const;
+  /// @param layers of the copy, on an accelerator
+  Parameters frozen_copy(FrozenLayers layers = FrozenLayers::kOnDevice) const;
   /// A copy for a generator that lags behind: shares what is frozen, copies what learns, has no gradient.
   Parameters snapshot() const;
   /// Elements of one tensor in Hugging Face layout, with LoRA adapters merged in.
@@ -126,6 +132,7 @@ class Parameters {
   };
 
   void place(const Parameters* base);
+  std::vector<ElementRange> own_frozen_layers() const;
   void build_weights();
   void update_host() const {
     if (resident_) resident_->update_host();

@@ -29,18 +29,38 @@ ResidentWeights::ResidentWeights(const Accelerator& accelerator, const DecoderWe
       master_(host_.learning.size(), accelerator.memory),
       gradient_(host_.gradient.size(), accelerator.memory),
       shadow_(host_.learning.size(), accelerator.memory) {
+  if (!host_.host_layers.empty())
+    stream_ = std::make_unique<LayerStream>(*accelerator.memory, host_.host_layers);
   for (const auto& frozen : host_.frozen)
     if (frozen->device.size() == 0)
-      frozen->device = Buffer<Bfloat16>(frozen->host.size(), accelerator.memory);
+      frozen->device = Buffer<Bfloat16>(num_on_device(*frozen), accelerator.memory);
   const auto value = [&](const float* at, std::int64_t) -> const Bfloat16* {
     if (holds(host_.learning, at)) return shadow_.data() + (at - host_.learning.data());
     for (const auto& frozen : host_.frozen)
-      if (holds(host_of(*frozen), at)) return frozen->device.data() + (at - frozen->host.data());
+      if (holds(host_of(*frozen), at))
+        return frozen_address(*frozen, static_cast<std::size_t>(at - frozen->host.data()));
     fail<InternalError>("a tensor lies in none of its model's buffers");
   };
   weights_ = map_weights<Bfloat16>(weights, value, [&](const float* at, std::int64_t) {
     return gradient_.data() + (at - host_.gradient.data());
   });
+  weights_.stream = stream_.get();
+}
+
+std::size_t ResidentWeights::num_on_device(const FrozenWeights& frozen) const {
+  const bool is_own = &frozen == host_.frozen.back().get();
+  return frozen.host.size() - (is_own && stream_ ? stream_->num_elements() : 0);
+}
+
+// What lies behind the layers that stay on the host moves up.
+const Bfloat16* ResidentWeights::frozen_address(FrozenWeights& frozen, std::size_t i) {
+  if (!stream_ || &frozen != host_.frozen.back().get()) return frozen.device.data() + i;
+  if (stream_->range_of(i)) return stream_->address_of(i);
+  return frozen.device.data() + (i < stream_->first() ? i : i - stream_->num_elements());
+}
+
+std::size_t ResidentWeights::frozen_bytes() const {
+  return host_.frozen.back()->device.bytes() + (stream_ ? stream_->bytes() : 0);
 }
 
 const DecoderWeights<Bfloat16>& ResidentWeights::weights() {
@@ -54,7 +74,7 @@ void ResidentWeights::upload() {
     if (!frozen->device_is_old) continue;
     const std::lock_guard lock(frozen->uploading);
     if (!frozen->device_is_old) continue;
-    upload_rounded(frozen->device.data(), host_of(*frozen));
+    upload_frozen(*frozen);
     frozen->device_is_old = false;
   }
   if (!device_is_old_ || size() == 0) return;
@@ -63,6 +83,15 @@ void ResidentWeights::upload() {
   accelerator_.kernels->narrow(shadow_.data(), master_.data(), static_cast<std::int64_t>(size()),
                                accelerator_.memory->queue());
   accelerator_.memory->synchronize();
+}
+
+void ResidentWeights::upload_frozen(FrozenWeights& frozen) {
+  const std::span<const float> all = host_of(frozen);
+  if (!stream_ || &frozen != host_.frozen.back().get()) return upload_rounded(frozen.device.data(), all);
+  stream_->set(all);
+  upload_rounded(frozen.device.data(), all.first(stream_->first()));
+  upload_rounded(frozen.device.data() + stream_->first(),
+                 all.subspan(stream_->first() + stream_->num_elements()));
 }
 
 void ResidentWeights::upload_rounded(Bfloat16* to, std::span<const float> from) {

@@ -9,12 +9,13 @@
 
 #include "rlhf/kernels/accelerator.h"
 #include "rlhf/model/decoder_weights.h"
+#include "rlhf/model/layer_stream.h"
 #include "rlhf/tensor/buffer.h"
 
 namespace rlhf {
 
 /// A flat array of frozen weights, which several models may share: on the host and, once a model that reads
-/// it runs there, rounded on a device.
+/// it runs there, rounded on a device, without the layers that stay on the host.
 struct FrozenWeights {
   explicit FrozenWeights(std::size_t size) : host(size) {}
 
@@ -37,6 +38,8 @@ class ResidentWeights {
     std::vector<std::shared_ptr<FrozenWeights>> frozen;
     std::span<float> learning;
     std::span<float> gradient;  ///< empty for a model that is not trained here
+    /// Layers of frozen.back(), which is this model's alone, that stay on the host. Empty = none does.
+    std::vector<ElementRange> host_layers;
   };
   ResidentWeights(const Accelerator& accelerator, const DecoderWeights<float>& weights, Host host);
 
@@ -62,11 +65,15 @@ class ResidentWeights {
 
   /// Bytes on the device: of this model's own weights (master and rounded) and gradient.
   std::size_t learning_bytes() const { return master_.bytes() + shadow_.bytes(); }
+  std::size_t frozen_bytes() const;
   std::size_t gradient_bytes() const { return gradient_.bytes(); }
 
  private:
   void upload();
+  void upload_frozen(FrozenWeights& frozen);
   void upload_rounded(Bfloat16* to, std::span<const float> from);
+  const Bfloat16* frozen_address(FrozenWeights& frozen, std::size_t i);
+  std::size_t num_on_device(const FrozenWeights& frozen) const;
 
   Accelerator accelerator_;
   Host host_;
@@ -74,6 +81,7 @@ class ResidentWeights {
   std::atomic<bool> device_is_old_ = true, host_is_old_ = false;
   Buffer<float> master_, gradient_;
   Buffer<Bfloat16> shadow_;
+  std::unique_ptr<LayerStream> stream_;  ///< of frozen.back()
   DecoderWeights<Bfloat16> weights_;
 };
 

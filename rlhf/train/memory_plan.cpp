@@ -90,6 +90,16 @@ class Planner {
            moments.device_bytes(to_size(count));
   }
 
+  // A frozen copy of what learns, or a teacher: on a GPU perhaps without layers that stay on the host.
+  std::uint64_t frozen_weights(const ParameterCounts& model) const {
+    const bool on_device = setting_.sizes.weight < sizeof(float);
+    const std::int64_t in_use =
+        static_cast<std::int64_t>(LayerStream::kPlaces) * model.largest_trainable_layer;
+    if (!on_device || options_.memory.frozen_layers() == FrozenLayers::kOnDevice)
+      return weights(model.trainable);
+    return weights(model.trainable - model.trainable_in_layers + in_use);
+  }
+
   void add(std::string name, const std::array<Need, kAllPhases.size()>& needs) {
     if (std::ranges::all_of(needs, [](const Need& need) { return need.wanted == 0; })) return;
     plan_.tenants.push_back({std::move(name), needs});
@@ -115,13 +125,12 @@ class Planner {
     const bool reference =
         (ppo_ && needs_ppo_reference(options_)) || (options_.has_stage(Stage::kOnlinePreference) &&
                                                     ppo::needs_reference(options_.online_preference.loss));
-    if (reference && copies) add_fixed("reference (own part)", weights(policy_.trainable));
+    if (reference && copies) add_fixed("reference (own part)", frozen_weights(policy_));
     if (options_.has_stage(Stage::kReward))
       add_fixed("reward model (own part, gradient)",
                 weights(reward_.trainable) + gradient(reward_.trainable));
     if (ppo_ && setting_.teacher) {
-      const std::int64_t size = count_parameters(*setting_.teacher, {}).total;
-      add_fixed("teacher weights", weights(size));
+      add_fixed("teacher weights", frozen_weights(count_parameters(*setting_.teacher, {})));
       add_fixed("teacher's pass", teacher_pass_bytes(*setting_.teacher, options_.rollout, options_.ppo,
                                                      setting_.longest_prompt));
     }

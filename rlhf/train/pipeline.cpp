@@ -66,7 +66,7 @@ void Pipeline::place_models() {
     fail<ConfigError>("rollout.weights: ", to_string(options_.rollout.weights), " is for the CPU; on ",
                       settings_.accelerator->name, " all weights are bf16: leave it out, or set device: cpu");
   policy_.parameters().place_on(*settings_.accelerator);
-  if (teacher_) teacher_->parameters().place_on(*settings_.accelerator);
+  if (teacher_) teacher_->parameters().place_on(*settings_.accelerator, options_.memory.frozen_layers());
 }
 
 void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermOptions options) {
@@ -305,7 +305,7 @@ void Pipeline::train_online_preference() {
   const StageContext stage_context = context();
   std::optional<Parameters<float>> reference;
   if (ppo::needs_reference(options_.online_preference.loss))
-    reference.emplace(policy_.parameters().frozen_copy());
+    reference.emplace(policy_.parameters().frozen_copy(options_.memory.frozen_layers()));
   OnlinePreference(policy_, reference ? &*reference : nullptr, reward_model_.get(), data_, options_.rollout,
                    options_.online_preference, stage_context)
       .run();
@@ -314,7 +314,8 @@ void Pipeline::train_online_preference() {
 
 void Pipeline::train_ppo() {
   if (needs_ppo_reference(options_))
-    reference_ = std::make_unique<Parameters<float>>(policy_.parameters().frozen_copy());
+    reference_ = std::make_unique<Parameters<float>>(
+        policy_.parameters().frozen_copy(options_.memory.frozen_layers()));
   const bool replays = settings_.replay_step > 0;
   if (!replays && is_done("ppo")) return load_final("ppo", policy_.parameters());
   const Parameters<float>* critic_base =

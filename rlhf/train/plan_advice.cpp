@@ -135,11 +135,15 @@ class Adviser {
     if (minimum_bytes(again) < minimum_bytes(start_)) try_with_smaller_passes(again);
   }
 
+  // The least that helps, since what is left on the host has to come for every use.
   void try_offload() {
-    Variant offloaded = start_;
-    offloaded.options.memory.offload = Offload::kOptimizer;
-    offloaded.changes.emplace_back("memory.offload", "optimizer");
-    if (minimum_bytes(offloaded) < minimum_bytes(start_)) try_with_smaller_passes(offloaded);
+    for (const auto& [offload, name] :
+         {std::pair{Offload::kOptimizer, "optimizer"}, std::pair{Offload::kAll, "all"}}) {
+      Variant offloaded = start_;
+      offloaded.options.memory.offload = offload;
+      offloaded.changes.emplace_back("memory.offload", name);
+      if (minimum_bytes(offloaded) < minimum_bytes(start_) && try_with_smaller_passes(offloaded)) return;
+    }
   }
 
   void try_sharding(Variant variant) {

@@ -223,14 +223,20 @@ struct EvalSection {
 };
 
 enum class RecomputeChoice { kAuto, kNone, kLayers };
-enum class Offload { kNone, kOptimizer };
+enum class Offload { kNone, kOptimizer, kFrozen, kAll };
 
 struct MemorySection {
   config::MemorySize budget{0, 90.0};
   RecomputeChoice recompute = RecomputeChoice::kAuto;
   Offload offload = Offload::kNone;
 
-  MomentPlacement moments() const { return {.on_host = offload == Offload::kOptimizer}; }
+  MomentPlacement moments() const {
+    return {.on_host = offload == Offload::kOptimizer || offload == Offload::kAll};
+  }
+  FrozenLayers frozen_layers() const {
+    return offload == Offload::kFrozen || offload == Offload::kAll ? FrozenLayers::kOnHost
+                                                                   : FrozenLayers::kOnDevice;
+  }
 
   template <class V>
   void visit_fields(V& v) {
@@ -244,9 +250,15 @@ struct MemorySection {
              "What training keeps of a layer: none: all that backward needs; layers: its input, and computes "
              "it again, a third more work; auto: layers where the budget is too small for none");
     v.choice(
-        "offload", offload, {{"none", Offload::kNone}, {"optimizer", Offload::kOptimizer}},
+        "offload", offload,
+        {{"none", Offload::kNone},
+         {"optimizer", Offload::kOptimizer},
+         {"frozen", Offload::kFrozen},
+         {"all", Offload::kAll}},
         "What a run on a GPU leaves in the host's memory; optimizer: the moments, 8 bytes a weight, which "
-        "pass through the GPU in pieces at every step. On the CPU it changes nothing");
+        "pass through the GPU in pieces at every step; frozen: the layers of reference and teacher, as far "
+        "as no other model shares them, which come one by one whenever they are used; all: both. On the CPU "
+        "it changes nothing");
   }
 };
 

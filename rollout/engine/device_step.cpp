@@ -63,6 +63,7 @@ void DeviceStep::copy_blocks(const std::vector<BlockCache::Move>& moves) {
 void DeviceStep::step(const DecoderWeights<float>& host_weights, const Rows& rows,
                       std::span<const Draw> draws, std::span<DrawnToken> drawn) {
   const DecoderWeights<T>& weights = resident_weights(host_weights);
+  RLHF_CHECK(!weights.stream, "rollout: a model whose layers stay on the host is not for generating with");
   if (only_decodes(rows, draws)) return decode(weights, rows, draws, drawn);
   run(weights, rows);
   for (std::size_t begin = 0; begin < draws.size(); begin += kDeviceLogitsRows) {

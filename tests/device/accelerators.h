@@ -98,6 +98,12 @@ class LateCalls {
 class LateQueue : public DeviceMemory, public EmulatorQueue {
  public:
   explicit LateQueue(std::shared_ptr<GuardedSpace> space) : space_(std::move(space)) {}
+  /// A queue whose further queues are this one: everything happens in the order of the calls.
+  static std::unique_ptr<LateQueue> in_order(std::shared_ptr<GuardedSpace> space) {
+    auto queue = std::make_unique<LateQueue>(std::move(space));
+    queue->in_order_ = true;
+    return queue;
+  }
   ~LateQueue() override { run_all(); }
 
   void* allocate(std::size_t bytes) override {
@@ -135,7 +141,9 @@ class LateQueue : public DeviceMemory, public EmulatorQueue {
   void synchronize() override { run_all(); }
   void* queue() override { return static_cast<EmulatorQueue*>(this); }
   std::unique_ptr<DeviceMemory> new_queue(bool /*urgent*/) override {
-    return std::make_unique<LateQueue>(space_);
+    auto queue = std::make_unique<LateQueue>(space_);
+    if (in_order_) queue->calls_ = calls_;
+    return queue;
   }
   void wait_for(DeviceMemory& other) override {
     const std::lock_guard lock(space_->mutex);
@@ -186,7 +194,13 @@ class LateQueue : public DeviceMemory, public EmulatorQueue {
 
   std::shared_ptr<GuardedSpace> space_;
   std::shared_ptr<LateCalls> calls_ = std::make_shared<LateCalls>();
+  bool in_order_ = false;
 };
+
+/// The emulator with this memory.
+inline Accelerator emulated_accelerator(DeviceMemory& memory) {
+  return {&emulated_kernels<Bfloat16>(), &memory, std::uint64_t{1} << 30, "emulated", 1e9};
+}
 
 /// Calls body(accelerator) on every one. Products are the own ones, which sum in one order whatever the
 /// batch.
@@ -194,7 +208,7 @@ template <class Body>
 void on_every_accelerator(const Body& body) {
   if (wants_device("emulated")) {
     LateQueue memory(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
-    body(Accelerator{&emulated_kernels<Bfloat16>(), &memory, std::uint64_t{1} << 30, "emulated", 1e9});
+    body(emulated_accelerator(memory));
   }
   if (!wants_device("cuda") || !cuda_status().usable) return;
   const auto cuda = CudaDevice::open();

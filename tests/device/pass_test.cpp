@@ -12,9 +12,9 @@ namespace {
 
 constexpr double kTolerance = 0.04;  // relative: some dozen roundings to 8 bits on the way
 
-LanguageModel make_trained_model(const TrainableOptions& trainable) {
+LanguageModel make_trained_model(const TrainableOptions& trainable, std::int64_t layers = 2) {
   NewModelOptions options;
-  options.layers = 2;
+  options.layers = layers;
   options.hidden_size = 32;
   options.heads = 4;
   options.kv_heads = 2;
@@ -183,6 +183,48 @@ TEST_CASE("an accelerator's scores and whole distributions are the CPU's", "[dev
   });
 }
 
+TEST_CASE("layers that stay on the host give the scores of layers on the device", "[device]") {
+  const Texts texts;
+  ThreadPool pool(1);
+  TrainableOptions last_layers;
+  last_layers.mode = TrainableMode::kLastLayers;
+  last_layers.last_layers = 3;
+  TrainableOptions lora;
+  lora.mode = TrainableMode::kLora;
+  for (const TrainableOptions& trainable : {TrainableOptions{}, last_layers, lora}) {
+    INFO("trainable " << static_cast<int>(trainable.mode));
+    on_every_accelerator([&](const Accelerator& accelerator) {
+      INFO(accelerator.name);
+      const Compute<float> device(pool, kernels::detect_cpu_isa(), &accelerator);
+      LanguageModel model = make_trained_model(trainable, 5);
+      model.parameters().place_on(accelerator);
+      const Parameters<float> there = model.parameters().frozen_copy(),
+                              here = model.parameters().frozen_copy(FrozenLayers::kOnHost);
+      const std::int64_t layers = there.config().num_layers;
+      const ParameterCounts counts = count_parameters(model.config(), trainable);
+      const std::int64_t in_layers = trainable.mode == TrainableMode::kLora ? 0 : counts.trainable_in_layers;
+      const std::int64_t places =
+          in_layers == 0 ? 0 : std::int64_t{LayerStream::kPlaces} * counts.largest_trainable_layer;
+      CHECK(there.owned_bytes() - here.owned_bytes() == 2 * static_cast<std::size_t>(in_layers - places));
+      SequencePass<float> pass(model.config(), device);
+      const auto scores = [&](const Parameters<float>& parameters, std::int64_t trunk) {
+        std::vector<float> logprobs(texts.targets.size());
+        if (trunk > 0)
+          pass.run_trunk(parameters.weights(), texts.rows, trunk);
+        else
+          pass.drop_trunk();
+        pass.forward(parameters.weights(), texts.rows, PassKeep::kNothing);
+        pass.token_logprobs(parameters.weights(), texts.targets, 1, logprobs, {});
+        return logprobs;
+      };
+      for (const std::int64_t trunk : {std::int64_t{0}, std::int64_t{2}, std::int64_t{0}, layers}) {
+        INFO("trunk of " << trunk << " of " << layers << " layers");
+        CHECK(scores(here, trunk) == scores(there, trunk));
+      }
+    });
+  }
+}
+
 TEST_CASE("host and accelerator see what the other has written", "[device]") {
   const Texts texts;
   ThreadPool pool(1);
@@ -192,6 +234,7 @@ TEST_CASE("host and accelerator see what the other has written", "[device]") {
     LanguageModel model = make_trained_model({});
     model.parameters().place_on(accelerator);
     const Parameters<float> reference = model.parameters().frozen_copy();
+    const Parameters<float> streamed = model.parameters().frozen_copy(FrozenLayers::kOnHost);
     Parameters<float> snapshot = model.parameters().snapshot();
     const auto scores = [&](const Parameters<float>& parameters) {
       SequencePass<float> pass(parameters.config(), device);
@@ -202,11 +245,13 @@ TEST_CASE("host and accelerator see what the other has written", "[device]") {
     };
     const auto before = scores(model.parameters());
     CHECK(scores(reference) == before);
+    CHECK(scores(streamed) == before);
     CHECK(scores(snapshot) == before);
     learn(model, device, texts, Recompute::kNone);
     const auto after = scores(model.parameters());
     CHECK(after != before);
     CHECK(scores(reference) == before);
+    CHECK(scores(streamed) == before);
     CHECK(scores(snapshot) == before);
     snapshot.copy_learned(model.parameters());
     CHECK(scores(snapshot) == after);

@@ -75,8 +75,43 @@ TEST_CASE("every scheduling mode and a small budget run on an accelerator", "[de
     const std::string late = run("late", {"schedule.mode=one_step_off"});
     CHECK((run("later", {"schedule.mode=one_step_off"}) == late));
     CHECK((run("tight", {"memory.budget=1MiB"}) == serial));
-    CHECK((run("offloaded", {"memory.offload=optimizer"}) == serial));
+    for (const std::string what : {"optimizer", "frozen", "all"})
+      CHECK((run(what, {"memory.offload=" + what}) == serial));
   });
+}
+
+// On the emulator, where each queue's work runs as late as it may.
+TEST_CASE("lanes with a queue each compute what they compute in one", "[device]") {
+  if (!wants_device("emulated")) return;
+  const TinyData data;
+  // Nothing that reads the weights on the host, and so waits for a queue.
+  const std::vector<std::string> overrides = {"stages=[ppo]", "ppo.iterations=4", "run.checkpoint_every=100"};
+  const std::vector<std::vector<std::string>> cases = {
+      {"schedule.mode=streamed"},
+      {"schedule.mode=streamed", "memory.budget=1MiB"},
+      {"schedule.mode=one_step_off"},
+      {"schedule.mode=one_step_off", "memory.budget=1MiB"},
+  };
+  for (std::size_t i = 0; i < cases.size(); ++i) {
+    INFO("case " << i);
+    const auto run = [&](const std::string& name, DeviceMemory& memory) {
+      std::vector<std::string> all = small(cases[i]);
+      all.insert(all.end(), overrides.begin(), overrides.end());
+      const std::string id = name + std::to_string(i);
+      REQUIRE_FALSE(attempt_on(emulated_accelerator(memory), data.options(id, all), Start::kFresh).stopped);
+      return final_policy(data, id);
+    };
+    std::string in_one, in_two;
+    {
+      const auto memory = LateQueue::in_order(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
+      in_one = run("one", *memory);
+    }
+    {
+      LateQueue memory(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
+      in_two = run("two", memory);
+    }
+    CHECK((in_one == in_two));
+  }
 }
 
 TEST_CASE("what an accelerator cannot do is refused with the key", "[device]") {
