@@ -9,6 +9,7 @@
 #include "rlhf/memory/bytes_predictor.h"
 #include "rlhf/model/parameters.h"
 #include "rlhf/model/sequence_pass.h"
+#include "rollout/engine/device_step.h"
 #include "rollout/engine/rollout_engine.h"
 
 namespace rlhf {
@@ -155,7 +156,8 @@ class Planner {
       add_fixed("generator's packed weights",
                 RolloutWeights::bytes(options_.rollout.weights, setting_.model));
     add_fixed("generator's workspace",
-              generator_workspace_bytes(setting_.model, options_.rollout, setting_.sizes.activation));
+              generator_workspace_bytes(setting_.model, options_.rollout, setting_.sizes.activation,
+                                        setting_.longest_prompt));
     const BlockNeed blocks = block_need(options_.rollout, setting_.longest_prompt);
     const std::uint64_t block = block_bytes();
     std::array<Need, kAllPhases.size()> needs;
@@ -320,20 +322,30 @@ MemoryPlan plan_memory(const RunOptions& options, const PlanSetting& setting) {
 }
 
 std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutOptions& rollout,
-                                        std::uint64_t number_bytes) {
+                                        std::uint64_t number_bytes, std::int64_t longest_prompt) {
   const std::int64_t D = model.hidden_size, F = model.intermediate_size, M = model.gated_mlp ? 2 * F : F;
   const std::int64_t rows = rollout.max_tokens_per_step, sampled = std::min(rows, rollout.max_sequences);
   const std::int64_t per_row =
       (model.post_norms ? 3 : 2) * D + 2 * model.query_width() + 2 * model.kv_width() + M + F;
   const bool on_device = number_bytes < sizeof(float);
-  const std::int64_t logits =
-      std::min(sampled, on_device ? kDeviceLogitsRows : kHostLogitsRows) * model.vocab_size;
+  const std::int64_t drawn = on_device ? padded_decode_rows(std::min(sampled, kDeviceLogitsRows))
+                                       : std::min(sampled, kHostLogitsRows);
   const std::int64_t rope =
       model.learned_positions ? 0 : std::max<std::int64_t>(256, 2 * rollout.max_new_tokens);
   const std::uint64_t quantised = rollout.weights == WeightFormat::kInt8
                                       ? QuantisedRows::bytes(rows, RolloutWeights::most_inputs(model))
                                       : 0;
-  return bytes_of(rows * per_row + sampled * D + logits + rope * model.head_dim, number_bytes) + quantised;
+  const std::uint64_t bytes = bytes_of(rows * per_row + sampled * D, number_bytes) +
+                              bytes_of(drawn * model.vocab_size + rope * model.head_dim, sizeof(float)) +
+                              quantised;
+  if (!on_device) return bytes;
+  // Parts of attention, for rows that are in no tile, and of logits; what comes back of a draw.
+  const std::int64_t keys = padded_decode_keys(longest_prompt + rollout.max_new_tokens);
+  return bytes +
+         bytes_of(kernels::attention_workspace(rows, model.num_heads, model.head_dim, keys, 0),
+                  sizeof(float)) +
+         bytes_of(kernels::logits_workspace(drawn, model.vocab_size), sizeof(double)) +
+         bytes_of(drawn, sizeof(kernels::LogitsRow) + sizeof(TokenId));
 }
 
 std::uint64_t teacher_pass_bytes(const ModelConfig& teacher, const RolloutOptions& rollout,

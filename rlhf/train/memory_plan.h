@@ -93,8 +93,10 @@ RunOptions with_recompute_chosen(RunOptions options, const PlanSetting& setting,
 MemoryPlan plan_memory(const RunOptions& options, const PlanSetting& setting);
 
 /// Bytes that an engine needs beside its cache, at most.
+/// @param number_bytes of an activation: below 4 it runs on an accelerator
+/// @param longest_prompt in tokens
 std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutOptions& rollout,
-                                        std::uint64_t number_bytes);
+                                        std::uint64_t number_bytes, std::int64_t longest_prompt);
 
 /// Bytes of a teacher's scoring pass, at most.
 std::uint64_t teacher_pass_bytes(const ModelConfig& teacher, const RolloutOptions& rollout,

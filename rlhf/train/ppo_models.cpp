@@ -164,7 +164,7 @@ PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const T
   if (snapshot) hold("generator's copy of the weights", snapshot->owned_bytes());
   if (rollout_weights) hold("generator's packed weights", rollout_weights->bytes());
   hold("generator's workspace",
-       generator_workspace_bytes(policy.config(), rollout, kv_element_bytes(context.compute)));
+       generator_workspace_bytes(policy.config(), rollout, kv_element_bytes(context.compute), longest));
   if (trunk_layers > 0 && trunk_cache_bytes > 0)
     hold("frozen layers' results of a batch",
          trunk_result_bytes({policy.config(), rollout, options, schedule}, longest, machine_memory_bytes()));

@@ -26,18 +26,18 @@ kernels::DrawKey key_of(const DrawContext& context) {
           greedy};
 }
 
-// Attention's grid has a part of keys for every power of two of them.
-std::int64_t padded_keys(std::int64_t max_keys) {
-  return kernels::kKeysPerPart * static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(
-                                     kernels::ceil_div(max_keys, kernels::kKeysPerPart))));
-}
-
 }  // namespace
 
 std::int64_t padded_decode_rows(std::int64_t rows) {
   if (rows <= 8) return static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(rows)));
   const std::int64_t unit = rows <= 64 ? 8 : 32;
   return kernels::ceil_div(rows, unit) * unit;
+}
+
+// Attention's grid has a part of keys for every power of two of them.
+std::int64_t padded_decode_keys(std::int64_t max_keys) {
+  return kernels::kKeysPerPart * static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(
+                                     kernels::ceil_div(max_keys, kernels::kKeysPerPart))));
 }
 
 DeviceStep::DeviceStep(const ModelConfig& config, const Compute<float>& compute, const Arena& arena)
@@ -101,7 +101,7 @@ void DeviceStep::decode(const DecoderWeights<T>& weights, const Rows& rows, std:
   padded_.positions.resize(to_size(count), rows.positions.back());
   padded_.tables.resize(to_size(count), rows.tables.back());
   const std::int64_t max_keys =
-      padded_keys(1 + *std::max_element(rows.positions.begin(), rows.positions.end()));
+      padded_decode_keys(1 + *std::max_element(rows.positions.begin(), rows.positions.end()));
   stage_draws(draws, count);
   reserve(count);
   x_.reserve_discard(to_size(count * config_.hidden_size));

@@ -78,7 +78,8 @@ class DeviceStep : public StepProgram {
   std::map<StepKey, RecordedStep> recorded_;
 };
 
-/// Rows of the recorded step that decodes `rows` rows.
+/// Rows, and keys of the longest row, of the recorded step that decodes `rows` rows with up to `keys` keys.
 std::int64_t padded_decode_rows(std::int64_t rows);
+std::int64_t padded_decode_keys(std::int64_t keys);
 
 }  // namespace rlhf

@@ -4,9 +4,11 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -46,11 +48,18 @@ class GuardedSpace {
   void* allocate(std::size_t bytes) {
     const auto offset = layout_.try_allocate(bytes);
     if (!offset) fail<MemoryError>("guarded memory: no room for ", bytes, " bytes");
+    sizes_[*offset] = bytes;
+    held_bytes_ += bytes;
+    peak_bytes_ = std::max(peak_bytes_, held_bytes_);
     return base_ + *offset;
   }
   void release(void* memory) {
-    layout_.release(static_cast<std::size_t>(static_cast<char*>(memory) - base_));
+    const auto offset = static_cast<std::size_t>(static_cast<char*>(memory) - base_);
+    layout_.release(offset);
+    held_bytes_ -= sizes_.extract(offset).mapped();
   }
+  /// Bytes that were allocated at once, at most.
+  std::size_t peak_bytes() const { return peak_bytes_; }
   template <class Fn>
   void open(const Fn& fn) {
     protect(PROT_READ | PROT_WRITE);
@@ -69,6 +78,8 @@ class GuardedSpace {
 
   ArenaLayout layout_;
   char* base_ = nullptr;
+  std::map<std::size_t, std::size_t> sizes_;  ///< of allocations, by offset
+  std::size_t held_bytes_ = 0, peak_bytes_ = 0;
 };
 
 /// Work that was queued and has not run.

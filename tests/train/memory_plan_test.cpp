@@ -162,7 +162,8 @@ TEST_CASE("an engine's workspace stays below its plan") {
     std::optional<RolloutWeights> packed;
     if (format != WeightFormat::kFp32) packed.emplace(format, weights, weights, compute);
     generate_all(*engine, packed ? packed->weights() : weights, 0, std::move(requests));
-    const std::uint64_t planned = generator_workspace_bytes(policy.config(), options.rollout, sizeof(float));
+    const std::uint64_t planned = generator_workspace_bytes(policy.config(), options.rollout, sizeof(float),
+                                                            longest_prompt(task.train_prompts));
     CHECK(engine->workspace_bytes() <= planned);
     CHECK(engine->workspace_bytes() > planned / 3);
   }
