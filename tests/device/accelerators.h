@@ -83,7 +83,7 @@ class GuardedSpace {
 };
 
 /// Work that was queued and has not run.
-class LateCalls {
+class QueuedCalls {
  public:
   std::int64_t num_pushed() const { return num_pushed_; }
   void push(std::function<void()> call) {
@@ -105,17 +105,15 @@ class LateCalls {
 };
 
 /// A queue whose work runs as late as it may: when the host waits for it, or another queue's work that waits
-/// for it runs. Where an order is missing between two queues, one reads what is not there yet.
-class LateQueue : public DeviceMemory, public EmulatorQueue {
+/// for it runs. Further queues are alike; or early: theirs runs when it is queued, before what others hold;
+/// or they are this queue, and everything happens in the order of the calls. Where an order is missing
+/// between two queues, one reads what is not there yet, or no longer.
+enum class FurtherQueues { kLate, kEarly, kThisOne };
+class LooseQueue : public DeviceMemory, public EmulatorQueue {
  public:
-  explicit LateQueue(std::shared_ptr<GuardedSpace> space) : space_(std::move(space)) {}
-  /// A queue whose further queues are this one: everything happens in the order of the calls.
-  static std::unique_ptr<LateQueue> in_order(std::shared_ptr<GuardedSpace> space) {
-    auto queue = std::make_unique<LateQueue>(std::move(space));
-    queue->in_order_ = true;
-    return queue;
-  }
-  ~LateQueue() override { run_all(); }
+  explicit LooseQueue(std::shared_ptr<GuardedSpace> space, FurtherQueues further = FurtherQueues::kLate)
+      : space_(std::move(space)), further_(further) {}
+  ~LooseQueue() override { run_all(); }
 
   void* allocate(std::size_t bytes) override {
     if (recorder()) fail<InternalError>("guarded memory: an allocation was recorded");
@@ -152,13 +150,14 @@ class LateQueue : public DeviceMemory, public EmulatorQueue {
   void synchronize() override { run_all(); }
   void* queue() override { return static_cast<EmulatorQueue*>(this); }
   std::unique_ptr<DeviceMemory> new_queue(bool /*urgent*/) override {
-    auto queue = std::make_unique<LateQueue>(space_);
-    if (in_order_) queue->calls_ = calls_;
+    auto queue = std::make_unique<LooseQueue>(space_, further_);
+    if (further_ == FurtherQueues::kThisOne) queue->calls_ = calls_;
+    queue->is_early_ = further_ == FurtherQueues::kEarly;
     return queue;
   }
   void wait_for(DeviceMemory& other) override {
     const std::lock_guard lock(space_->mutex);
-    auto* const before = static_cast<LateQueue*>(static_cast<EmulatorQueue*>(other.queue()));
+    auto* const before = static_cast<LooseQueue*>(static_cast<EmulatorQueue*>(other.queue()));
     push([calls = before->calls_, mark = before->calls_->num_pushed()] { calls->run_first(mark); });
   }
   std::unique_ptr<Recording> record(const std::function<void()>& work) override {
@@ -171,13 +170,14 @@ class LateQueue : public DeviceMemory, public EmulatorQueue {
   void push(std::function<void()> work) override {
     const std::lock_guard lock(space_->mutex);
     calls_->push(std::move(work));
+    if (is_early_) run_all();
   }
 
  private:
   using Recorded = std::vector<std::function<void()>>;
   struct Replay : Recording {
-    explicit Replay(LateQueue& queue_) : queue(queue_) {}
-    LateQueue& queue;
+    explicit Replay(LooseQueue& queue_) : queue(queue_) {}
+    LooseQueue& queue;
     Recorded calls;
     void replay() override {
       for (const auto& call : calls) queue.push(call);
@@ -204,8 +204,9 @@ class LateQueue : public DeviceMemory, public EmulatorQueue {
   }
 
   std::shared_ptr<GuardedSpace> space_;
-  std::shared_ptr<LateCalls> calls_ = std::make_shared<LateCalls>();
-  bool in_order_ = false;
+  std::shared_ptr<QueuedCalls> calls_ = std::make_shared<QueuedCalls>();
+  FurtherQueues further_;
+  bool is_early_ = false;
 };
 
 /// The emulator with this memory.
@@ -218,7 +219,7 @@ inline Accelerator emulated_accelerator(DeviceMemory& memory) {
 template <class Body>
 void on_every_accelerator(const Body& body) {
   if (wants_device("emulated")) {
-    LateQueue memory(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
+    LooseQueue memory(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
     body(emulated_accelerator(memory));
   }
   if (!wants_device("cuda") || !cuda_status().usable) return;

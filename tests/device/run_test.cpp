@@ -125,10 +125,12 @@ TEST_CASE("lanes with a queue each compute what they compute in one", "[device]"
         for (const auto& [key, metrics] : done.steps) reclaims += metric(metrics, "memory/cache_reclaims", 0);
         return final_policy(data, name);
       };
-      const auto in_order = LateQueue::in_order(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
-      const std::string expected = run("one", *in_order);
-      LateQueue late(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
-      CHECK((run("two", late) == expected));
+      const auto in_queues = [&](const std::string& name, FurtherQueues further) {
+        LooseQueue memory(std::make_shared<GuardedSpace>(std::size_t{1} << 30), further);
+        return run(name, memory);
+      };
+      const std::string expected = in_queues("one", FurtherQueues::kThisOne);
+      CHECK((in_queues("late", FurtherQueues::kLate) == expected));
     }
   CHECK(reclaims > 0);
 }
@@ -152,7 +154,7 @@ TEST_CASE("a device never holds more than the budget", "[device]") {
     const std::uint64_t budget = least_budget(options);
     options.memory.budget = {budget, {}};
     const auto space = std::make_shared<GuardedSpace>(std::size_t{1} << 30);
-    LateQueue memory(space);
+    LooseQueue memory(space);
     REQUIRE_FALSE(attempt_on(emulated_accelerator(memory), options, Start::kFresh).stopped);
     // Tables of rows and the sums of a norm are not counted.
     CHECK(space->peak_bytes() <= budget + (8 << 10));
