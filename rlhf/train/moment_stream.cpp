@@ -67,8 +67,8 @@ void MomentStream::pass(const Update& update) {
 }
 
 void MomentStream::wait() {
-  coming_->synchronize();
   going_->synchronize();
+  coming_->synchronize();
   fetched_ = false;
 }
 
