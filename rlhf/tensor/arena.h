@@ -37,6 +37,7 @@ class Arena : public DeviceMemory {
   /// @throws MemoryError when there is no room, and none can be made.
   void* allocate(std::size_t bytes) override;
   void release(void* memory) noexcept override;
+  std::size_t peak_bytes() const override { return layout().peak_bytes(); }
   void upload(void* to, const void* from, std::size_t bytes) override { below().upload(to, from, bytes); }
   void download(void* to, const void* from, std::size_t bytes) override { below().download(to, from, bytes); }
   void copy(void* to, const void* from, std::size_t bytes) override { below().copy(to, from, bytes); }

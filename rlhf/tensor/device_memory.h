@@ -19,6 +19,8 @@ class DeviceMemory {
   /// @throws MemoryError when there is no room.
   virtual void* allocate(std::size_t bytes) = 0;
   virtual void release(void* memory) noexcept = 0;
+  /// Bytes that were allocated at once, at most, through all queues; 0 where nobody counts.
+  virtual std::size_t peak_bytes() const { return 0; }
   /// Copies to the device. `from` may be reused when the call returns.
   virtual void upload(void* to, const void* from, std::size_t bytes) = 0;
   /// Copies from the device and waits until that is done. @throws Error naming a fault of an earlier kernel.

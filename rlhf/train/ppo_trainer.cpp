@@ -105,6 +105,8 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   metrics.emplace_back("tokens_per_s", tokens / times.wall_s);
   metrics.emplace_back("samples_per_s", static_cast<double>(responses.size()) / times.wall_s);
   for (const auto& metric : models_.memory->take_metrics()) metrics.push_back(metric);
+  if (const Accelerator* device = setting_.context.compute.accelerator())
+    metrics.emplace_back("memory/device_peak_bytes", static_cast<double>(device->memory->peak_bytes()));
   log_samples(responses, number);
   setting_.context.observer->step("ppo", number, setting_.options.iterations, metrics);
   watch_proxy(metrics, number);

@@ -4,11 +4,9 @@
 
 #include <sys/mman.h>
 
-#include <algorithm>
 #include <cstring>
 #include <deque>
 #include <functional>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -18,6 +16,7 @@
 #include "rlhf/core/error.h"
 #include "rlhf/kernels/open_device.h"
 #include "rlhf/memory/arena_layout.h"
+#include "rlhf/tensor/allocation_counter.h"
 #include "tests/cuda/devices.h"
 #include "tests/cuda/emulator_queue.h"
 
@@ -48,18 +47,14 @@ class GuardedSpace {
   void* allocate(std::size_t bytes) {
     const auto offset = layout_.try_allocate(bytes);
     if (!offset) fail<MemoryError>("guarded memory: no room for ", bytes, " bytes");
-    sizes_[*offset] = bytes;
-    held_bytes_ += bytes;
-    peak_bytes_ = std::max(peak_bytes_, held_bytes_);
+    counter_.add(base_ + *offset, bytes);
     return base_ + *offset;
   }
   void release(void* memory) {
-    const auto offset = static_cast<std::size_t>(static_cast<char*>(memory) - base_);
-    layout_.release(offset);
-    held_bytes_ -= sizes_.extract(offset).mapped();
+    counter_.remove(memory);
+    layout_.release(static_cast<std::size_t>(static_cast<char*>(memory) - base_));
   }
-  /// Bytes that were allocated at once, at most.
-  std::size_t peak_bytes() const { return peak_bytes_; }
+  std::size_t peak_bytes() const { return counter_.peak_bytes(); }
   template <class Fn>
   void open(const Fn& fn) {
     protect(PROT_READ | PROT_WRITE);
@@ -78,8 +73,7 @@ class GuardedSpace {
 
   ArenaLayout layout_;
   char* base_ = nullptr;
-  std::map<std::size_t, std::size_t> sizes_;  ///< of allocations, by offset
-  std::size_t held_bytes_ = 0, peak_bytes_ = 0;
+  AllocationCounter counter_;
 };
 
 /// Work that was queued and has not run.
@@ -125,6 +119,7 @@ class LooseQueue : public DeviceMemory, public EmulatorQueue {
     run_all();
     space_->release(memory);
   }
+  std::size_t peak_bytes() const override { return space_->peak_bytes(); }
   void upload(void* to, const void* from, std::size_t bytes) override {
     const auto* const begin = static_cast<const char*>(from);
     push_copy("an upload", [to, bytes, values = std::vector<char>(begin, begin + bytes)] {

@@ -6,6 +6,7 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/kernels/cuda/library_product.h"
+#include "rlhf/tensor/allocation_counter.h"
 
 namespace rlhf {
 namespace {
@@ -34,7 +35,9 @@ std::string driver_problem() {
 
 class StreamDevice : public CudaDevice {
  public:
-  explicit StreamDevice(int index, bool urgent = false) : index_(index) {
+  explicit StreamDevice(int index, bool urgent = false,
+                        std::shared_ptr<AllocationCounter> counter = std::make_shared<AllocationCounter>())
+      : index_(index), counter_(std::move(counter)) {
     int least = 0, most = 0;
     check(cudaSetDevice(index), "choosing the GPU");
     check(cudaDeviceGetStreamPriorityRange(&least, &most), "asking for priorities of streams");
@@ -47,13 +50,16 @@ class StreamDevice : public CudaDevice {
     void* memory = nullptr;
     use();
     check(cudaMalloc(&memory, bytes), "allocating");
+    counter_->add(memory, bytes);
     return memory;
   }
   void release(void* memory) noexcept override {
     cudaSetDevice(index_);
     cudaStreamSynchronize(stream_);  // a kernel may still read it
+    counter_->remove(memory);
     cudaFree(memory);
   }
+  std::size_t peak_bytes() const override { return counter_->peak_bytes(); }
   void upload(void* to, const void* from, std::size_t bytes) override {
     use();
     // From pageable memory the copy is staged before the call returns; from pinned memory it is not.
@@ -79,7 +85,7 @@ class StreamDevice : public CudaDevice {
   }
   void* queue() override { return recorded_ == this ? recording_stream_ : stream_; }
   std::unique_ptr<DeviceMemory> new_queue(bool urgent) override {
-    return std::make_unique<StreamDevice>(index_, urgent);
+    return std::make_unique<StreamDevice>(index_, urgent, counter_);
   }
   void wait_for(DeviceMemory& other) override {
     cudaEvent_t event = nullptr;
@@ -122,6 +128,7 @@ class StreamDevice : public CudaDevice {
   void use() const { check(cudaSetDevice(index_), "choosing the GPU"); }
 
   int index_;
+  std::shared_ptr<AllocationCounter> counter_;
   cudaStream_t stream_ = nullptr;
   // Recording happens on a stream of its own: what other threads queue meanwhile is not recorded.
   static thread_local const StreamDevice* recorded_;
