@@ -127,42 +127,55 @@ class Bench {
 
   void attention() {
     for (const std::int64_t batch : {std::int64_t{1}, smaller(64)})
-      for (const std::int64_t context : {std::int64_t{256}, smaller(4096)})
-        decode_attention("attention", batch, context, {32, 8, 128}, 1, false);
+      for (const std::int64_t context : {std::int64_t{256}, smaller(4096)}) {
+        decode_attention<T>("attention", batch, context, {32, 8, 128}, 1, false);
+        decode_attention<Float8>("attention_fp8", batch, context, {32, 8, 128}, 1, false);
+      }
     // Where K and V of a step's layers lie, every call the next layer's: a block's together, as in the
     // engine's slabs, or layer by layer.
-    for (const bool in_slabs : {true, false})
-      decode_attention(in_slabs ? "attention_in_slabs" : "attention_by_layer", smaller(256), 320, {14, 2, 64},
-                       24, in_slabs);
+    const HeadShape narrow = {14, 2, 64};
+    decode_attention<T>("attention_in_slabs", smaller(256), 320, narrow, 24, true);
+    decode_attention<T>("attention_by_layer", smaller(256), 320, narrow, 24, false);
+    decode_attention<Float8>("attention_fp8_in_slabs", smaller(256), 320, narrow, 24, true);
   }
 
   struct HeadShape {
     std::int64_t N, G, H;
   };
+  void attend(const kernels::PassAttentionArgs<T>& args, const kernels::PassRows& rows) {
+    ops_.attention(args, rows, memory_.queue());
+  }
+  void attend(const kernels::PassAttentionArgs<T, Float8>& args, const kernels::PassRows& rows) {
+    ops_.attention_fp8(args, rows, memory_.queue());
+  }
+
+  // K and V in E; in Float8 the scales are random, too.
+  template <class E>
   void decode_attention(const char* name, std::int64_t batch, std::int64_t context, HeadShape shape,
                         std::int64_t layers, bool in_slabs) {
     const auto [N, G, H] = shape;
     const DecodeRows decode(batch, context);
     const DeviceRows view(memory_, decode.rows);
-    const std::int64_t block = G * H * kernels::kBlockTokens, blocks = decode.blocks;
+    const std::int64_t block = kernels::block_elements<E>(G, H), blocks = decode.blocks;
     const std::int64_t stride = in_slabs ? 2 * layers * block : block,
                        values = in_slabs ? block : blocks * block;
-    auto kv = random<T>(2 * layers * blocks * block), q = random<T>(batch * N * H),
-         out = random<T>(batch * N * H);
+    auto kv = random<E>(2 * layers * blocks * block);
+    auto q = random<T>(batch * N * H), out = random<T>(batch * N * H);
     auto workspace = random<Wide<T>>(kernels::attention_workspace(batch, N, H, context, 0));
     std::int64_t layer = 0;
     time(name, {{"batch", batch}, {"context", context}, {"N", N}, {"G", G}, {"H", H}, {"layers", layers}},
-         bytes_of(2 * batch * context * G * H), 4.0 * static_cast<double>(batch * context * N * H), [&] {
-           const T* k = kv.data() + layer * 2 * values;
+         static_cast<double>(2 * blocks * block) * sizeof(E),
+         4.0 * static_cast<double>(batch * context * N * H), [&] {
+           const E* k = kv.data() + layer * 2 * values;
            layer = (layer + 1) % layers;
-           ops_.attention({{k, k + values, stride, N, G, H, 0.088, 0},
-                           q.data(),
-                           N * H,
-                           out.data(),
-                           nullptr,
-                           0,
-                           workspace.data()},
-                          view.view(), memory_.queue());
+           attend(kernels::PassAttentionArgs<T, E>{{k, k + values, stride, N, G, H, 0.088, 0},
+                                                   q.data(),
+                                                   N * H,
+                                                   out.data(),
+                                                   nullptr,
+                                                   0,
+                                                   workspace.data()},
+                  view.view());
          });
   }
 
@@ -199,6 +212,20 @@ class Bench {
         ops_.attention({cache, q.data(), c.N * c.H, out.data(), lse.data(), 0, workspace.data()}, rows.view(),
                        memory_.queue());
       });
+      const std::int64_t codes = packed.num_blocks() * kernels::block_elements<Float8>(c.G, c.H);
+      auto k_codes = random<Float8>(codes), v_codes = random<Float8>(codes);
+      time("attention_sequences_fp8", shape, bytes_of(2 * elements) + 2 * static_cast<double>(codes), flops,
+           [&] {
+             ops_.attention_fp8({{k_codes.data(), v_codes.data(), kernels::block_elements<Float8>(c.G, c.H),
+                                  c.N, c.G, c.H, cache.scale, 0},
+                                 q.data(),
+                                 c.N * c.H,
+                                 out.data(),
+                                 lse.data(),
+                                 0,
+                                 workspace.data()},
+                                rows.view(), memory_.queue());
+           });
       time("attention_sequences_grad", shape, bytes_of(4 * elements + 2 * kv) + 8 * static_cast<double>(kv),
            2.5 * flops, [&] {
              ops_.attention_grad({cache, q.data(), out.data(), dout.data(), lse.data(), dq.data(), c.N * c.H,

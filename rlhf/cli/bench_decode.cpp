@@ -13,6 +13,7 @@ namespace {
 struct BenchDecodeArguments : BenchModelArguments {
   std::int64_t batch = 1, context = 64, new_tokens = 64;
   WeightFormat weights = WeightFormat::kFp32;
+  KvFormat kv = KvFormat::kAuto;
 };
 
 // Of the matrices that a step reads once, whatever the batch.
@@ -31,6 +32,7 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   RLHF_CHECK(arguments.context + arguments.new_tokens <= config.max_positions, arguments.model,
              ": --context ", arguments.context, " and --new-tokens ", arguments.new_tokens,
              " exceed the model's context of ", config.max_positions);
+  check_kv_dtype(arguments.kv, loaded);
   const Stopwatch packing;
   const GenerationWeights weights(arguments.weights, loaded);
   const double pack_seconds = packing.seconds();
@@ -39,6 +41,7 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   for (std::int64_t r = 0; r < arguments.repetitions; ++r) {
     RolloutEngineOptions options;
     options.max_sequences = arguments.batch;
+    options.kv = arguments.kv;
     options.num_blocks =
         RolloutEngine::blocks_for(arguments.batch + 1, arguments.context + arguments.new_tokens);
     RolloutEngine engine(config, loaded.compute, options, {});
@@ -70,6 +73,7 @@ void bench_decode(const BenchDecodeArguments& arguments) {
       {"context", arguments.context},
       {"new_tokens", arguments.new_tokens},
       {"weights", loaded.compute.accelerator() ? "bf16" : to_string(arguments.weights)},
+      {"kv_dtype", to_string(arguments.kv)},
       {"tokens_per_s", median(total)}};
   auto step_bytes = static_cast<double>(weight_bytes(arguments.weights, weights.get()));
   if (loaded.compute.accelerator()) step_bytes /= 2;  // bf16
@@ -93,6 +97,7 @@ void add_bench_decode(CLI::App& bench) {
   auto a = std::make_shared<BenchDecodeArguments>();
   add_bench_model_options(*verb, *a);
   add_weights_option(*verb, a->weights);
+  add_kv_dtype_option(*verb, a->kv);
   verb->add_option("--batch", a->batch, "Sequences that decode at once")->check(CLI::Range(1, 4096));
   verb->add_option("--context", a->context, "Prompt tokens")->check(CLI::Range(1, 1 << 20));
   verb->add_option("--new-tokens", a->new_tokens, "Response tokens")->check(CLI::Range(1, 1 << 20));

@@ -16,6 +16,7 @@ namespace {
 struct BenchRolloutArguments : WorkArguments {
   std::int64_t requests = 64, batch = 32, group_size = 1, repetitions = 5;
   WeightFormat weights = WeightFormat::kFp32;
+  KvFormat kv = KvFormat::kAuto;
   int threads = 0;
   Device device = Device::kAuto;
 };
@@ -38,6 +39,7 @@ void bench_rollout(const BenchRolloutArguments& arguments) {
   const LoadedModel loaded((work.folder / "policy").string(), arguments.threads, arguments.device);
   const ModelConfig& config = loaded.model.config();
   check_fits(work, config, arguments.response_tokens);
+  check_kv_dtype(arguments.kv, loaded);
   const GenerationWeights weights(arguments.weights, loaded);
   double tokens = 0;
   for (std::int64_t slot = 0; slot < arguments.requests; ++slot)
@@ -47,6 +49,7 @@ void bench_rollout(const BenchRolloutArguments& arguments) {
   for (std::int64_t r = 0; r < arguments.repetitions; ++r) {
     RolloutEngineOptions options;
     options.max_sequences = arguments.batch;
+    options.kv = arguments.kv;
     options.num_blocks = RolloutEngine::blocks_for(arguments.batch + 1,
                                                    longest_prompt(work.prompts) + arguments.response_tokens);
     RolloutEngine engine(config, loaded.compute, options, {});
@@ -68,6 +71,7 @@ void bench_rollout(const BenchRolloutArguments& arguments) {
                                 {"group_size", arguments.group_size},
                                 {"batch", arguments.batch},
                                 {"weights", to_string(arguments.weights)},
+                                {"kv_dtype", to_string(arguments.kv)},
                                 {"tokens", tokens},
                                 {"tokens_per_s", median(total)}};
   if (!decode.empty()) out["decode_tokens_per_s"] = median(decode);
@@ -90,6 +94,7 @@ void add_bench_rollout(CLI::App& bench) {
   verb->add_option("--threads", a->threads, "0 = one per core")->check(CLI::Range(0, 1024));
   add_device_option(*verb, a->device);
   add_weights_option(*verb, a->weights);
+  add_kv_dtype_option(*verb, a->kv);
   verb->callback([a] { bench_rollout(*a); });
 }
 

@@ -20,6 +20,7 @@ struct GenerateArguments {
   std::string model, input, output = "-";
   std::int64_t max_sequences = 32, max_tokens_per_step = 512, cache_blocks = 0, draft_rows = 12;
   WeightFormat weights = WeightFormat::kFp32;
+  KvFormat kv = KvFormat::kAuto;
   bool statistics = false;
   int threads = 0;
   Device device = Device::kAuto;
@@ -122,6 +123,7 @@ RolloutEngineOptions engine_options(const GenerateArguments& arguments, const La
   options.max_sequences = std::min(arguments.max_sequences, samples);
   options.max_tokens_per_step = arguments.max_tokens_per_step;
   options.max_draft_rows = arguments.draft_rows;
+  options.kv = arguments.kv;
   options.num_blocks = arguments.cache_blocks > 0
                            ? arguments.cache_blocks
                            : RolloutEngine::blocks_for(options.max_sequences + 1, longest);
@@ -184,6 +186,7 @@ nlohmann::ordered_json line_of(const GenerationStatistics& statistics) {
 
 void generate(const GenerateArguments& arguments) {
   LoadedModel loaded(arguments.model, arguments.threads, arguments.device);
+  check_kv_dtype(arguments.kv, loaded);
   const LanguageModel& model = loaded.model;
   const Answerer answerer = make_answerer(arguments.environment, model);
   const std::vector<GenerationRequest> requests = read_requests(arguments, model, answerer);
@@ -262,6 +265,7 @@ void add_generate(CLI::App& app) {
           "same; 0 = off")
       ->check(CLI::Range(0, 4096));
   add_weights_option(*verb, a->weights);
+  add_kv_dtype_option(*verb, a->kv);
   verb->add_flag("--statistics", a->statistics, "One JSON object about speed on standard error");
   verb->add_option("--cache-blocks", a->cache_blocks,
                    "K/V blocks of 16 tokens; 0 = enough for all that decode at once")

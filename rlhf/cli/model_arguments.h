@@ -6,6 +6,7 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/core/thread_pool.h"
+#include "rlhf/kernels/kv_format.h"
 #include "rlhf/kernels/open_device.h"
 #include "rlhf/kernels/ops.h"
 #include "rlhf/model/rollout_weights.h"
@@ -61,6 +62,21 @@ inline void add_device_option(CLI::App& verb, Device& device) {
                                         "Where the model runs: a GPU where there is one (auto), cpu, cuda")
       ->check(CLI::IsMember({"auto", "cpu", "cuda"}))
       ->default_str("auto");
+}
+
+/// --kv-dtype auto|fp8.
+inline void add_kv_dtype_option(CLI::App& verb, KvFormat& kv) {
+  const auto set = [&kv](const std::string& name) { kv = name == "fp8" ? KvFormat::kFp8 : KvFormat::kAuto; };
+  verb.add_option_function<std::string>(
+          "--kv-dtype", set,
+          "How K and V are kept: as they are computed (auto), or in half of bf16's bytes (fp8, on a GPU)")
+      ->check(CLI::IsMember({"auto", "fp8"}))
+      ->default_str(to_string(kv));
+}
+/// @throws InvalidArgument where the model runs on the CPU.
+inline void check_kv_dtype(KvFormat kv, const LoadedModel& loaded) {
+  RLHF_CHECK(kv == KvFormat::kAuto || loaded.compute.accelerator(), "--kv-dtype ", to_string(kv),
+             " is for a GPU; on the CPU K and V are fp32: leave it out");
 }
 
 /// --weights fp32|bf16|int8.

@@ -78,9 +78,13 @@ void check_context(const Plan& plan) {
 
 void set_numbers(const PlanArguments& a, Plan& plan) {
   const bool half = a.numbers == "bf16" || (a.numbers.empty() && !a.costs.accelerator.empty());
+  const bool fp8 = plan.options.rollout.kv_dtype == KvFormat::kFp8;
+  if (fp8 && !half)
+    fail<ConfigError>("rollout.kv_dtype: fp8 is for a GPU; give --accelerator or --numbers bf16");
   plan.setting.sizes = half ? NumberSizes::bf16() : NumberSizes::fp32();
-  assume(plan, half ? "bf16 weights, cache and activations; fp32 gradient, master weights and moments"
-                    : "all numbers in fp32, as this program has them on a CPU");
+  assume(plan, fp8    ? "bf16 weights and activations, fp8 cache; fp32 gradient, master weights and moments"
+               : half ? "bf16 weights, cache and activations; fp32 gradient, master weights and moments"
+                      : "all numbers in fp32, as this program has them on a CPU");
   if (a.devices == 1) return;
   static constexpr const char* kDivided[] = {"nothing", "optimizer state", "optimizer state and gradient",
                                              "optimizer state, gradient and weights"};
@@ -106,7 +110,8 @@ Plan make_plan(const PlanArguments& a) {
                       memory_text(plan.setting.machine_bytes), " (--device-memory)");
   plan.budget_bytes = budget.resolve(plan.setting.machine_bytes);
   read_model(a, plan);
-  schedule::CostModel costs = cost_model(a.costs, model_shape(plan.setting.model));
+  schedule::CostModel costs =
+      cost_model(a.costs, model_shape(plan.setting.model, plan.options.rollout.kv_dtype));
   if (plan.setting.longest_prompt == 0) {
     plan.setting.longest_prompt = std::max<std::int64_t>(1, std::llround(costs.lengths.prompt_tokens));
     assume(plan, concat("the longest prompt has ", plan.setting.longest_prompt,

@@ -119,10 +119,11 @@ ModePredictions predict(const SimulateArguments& a, const RunOptions& options,
 }
 
 void simulate(const SimulateArguments& a) {
-  schedule::ModelShape model;
-  if (!a.costs.shape.empty()) model = model_shape(shaped_model(a.costs.shape).config);
-  schedule::CostModel costs = cost_model(a.costs, model);
   const RunOptions options = load_run(a.file, a.set);
+  schedule::ModelShape model;
+  if (!a.costs.shape.empty())
+    model = model_shape(shaped_model(a.costs.shape).config, options.rollout.kv_dtype);
+  schedule::CostModel costs = cost_model(a.costs, model);
   if (a.print_rates) {
     std::cout << config::to_yaml_document(config::Schema::of(costs));
     return;

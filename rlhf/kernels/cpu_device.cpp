@@ -6,6 +6,7 @@
 
 #include "rlhf/core/random.h"
 #include "rlhf/kernels/adamw.h"
+#include "rlhf/kernels/cpu_device_fp8.h"
 #include "rlhf/kernels/device_kernels.h"
 #include "rlhf/kernels/ops.h"
 
@@ -78,8 +79,8 @@ void for_blocks_of_row(const PassRows& rows, std::int64_t t, const Fn& fn) {
   for (std::size_t i = rows.copy_offsets[t]; i < rows.copy_offsets[t + 1]; ++i) fn(rows.copies[i]);
 }
 
-template <class T>
-void append(const AppendArgs<T>& args, const PassRows& rows, void* queue) {
+template <class T, class E>
+void append(const AppendArgs<T, E>& args, const PassRows& rows, void* queue) {
   const Compute<T>& compute = compute_of<T>(queue);
   const std::int64_t N = args.N, G = args.G, H = args.H, width = (N + 2 * G) * H;
   const RopeArgs<T> rope{args.qkv, width, N + G, H, args.cos, args.sin, rows.positions, false};
@@ -98,10 +99,10 @@ void append(const AppendArgs<T>& args, const PassRows& rows, void* queue) {
     const T* value = key + G * H;
     for_blocks_of_row(rows, t, [&](std::int32_t block) {
       for (std::int64_t g = 0; g < G; ++g) {
-        T* k_head = args.k + head_offset(block, args.block_stride, g, H);
-        T* v_head = args.v + head_offset(block, args.block_stride, g, H);
-        for (std::int64_t h = 0; h < H; ++h) k_head[key_offset(slot, h)] = key[g * H + h];
-        for (std::int64_t h = 0; h < H; ++h) v_head[value_offset(slot, h, H)] = value[g * H + h];
+        const std::int64_t at = head_offset<E>(block, args.block_stride, g, H);
+        store_in_slot(args.k + at, slot, H, key + g * H, [&](std::int64_t h) { return key_offset(slot, h); });
+        store_in_slot(args.v + at, slot, H, value + g * H,
+                      [&](std::int64_t h) { return value_offset(slot, h, H); });
       }
     });
     if (args.q) std::copy_n(row, N * H, args.q + t * N * H);
@@ -318,9 +319,13 @@ const DeviceKernels<T>& cpu_device_kernels() {
     };
     k.embed = embed<T>;
     k.embed_grad = embed_grad<T>;
-    k.append = append<T>;
+    k.append = append<T, T>;
+    k.append_fp8 = append<T, Float8>;
     k.append_grad = append_grad<T>;
     k.attention = attention<T>;
+    k.attention_fp8 = [](const PassAttentionArgs<T, Float8>& args, const PassRows& rows, void* queue) {
+      attention_fp8(compute_of<T>(queue), args, rows);
+    };
     k.attention_grad = attention_grad<T>;
     k.gather_rows = gather_rows<T>;
     k.add_to_rows = add_to_rows<T>;

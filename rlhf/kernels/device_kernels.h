@@ -52,13 +52,15 @@ struct EmbedGradArgs {
   const std::int64_t* order;
 };
 
-/// q/k norm (where there is one), rotary embedding (where there is one), K and V into their blocks.
-template <class T>
+/// q/k norm (where there is one), rotary embedding (where there is one), K and V into their blocks. E as in
+/// AttentionArgs; in Float8 a head of a row has a scale of its own, so that nothing is clipped, and one with
+/// a NaN or an infinity is NaN.
+template <class T, class E = T>
 struct AppendArgs {
   T* qkv;  ///< [T, (N + 2 G) H]; q and k are normed and rotated in place
   T* q;    ///< [T, N H] copy of the rotated q, or null
-  T* k;    ///< blocks of one layer
-  T* v;
+  E* k;    ///< blocks of one layer
+  E* v;
   std::int64_t block_stride;
   std::int64_t N, G, H;
   const T* q_norm;  ///< [H] or null
@@ -89,9 +91,9 @@ struct AppendGradArgs {
   const Wide<T>* sin;
 };
 
-template <class T>
+template <class T, class E = T>
 struct PassAttentionArgs {
-  AttentionArgs<T> cache;
+  AttentionArgs<T, E> cache;
   const T* q;  ///< [T, N, H] with row stride q_stride
   std::int64_t q_stride;
   T* out;               ///< [T, N, H]
@@ -201,8 +203,10 @@ struct DeviceKernels {
   void (*embed)(const EmbedArgs<T>&, const PassRows&, void* queue);
   void (*embed_grad)(const EmbedGradArgs<T>&, void* queue);
   void (*append)(const AppendArgs<T>&, const PassRows&, void* queue);
+  void (*append_fp8)(const AppendArgs<T, Float8>&, const PassRows&, void* queue);
   void (*append_grad)(const AppendGradArgs<T>&, const PassRows&, void* queue);
   void (*attention)(const PassAttentionArgs<T>&, const PassRows&, void* queue);
+  void (*attention_fp8)(const PassAttentionArgs<T, Float8>&, const PassRows&, void* queue);
   void (*attention_grad)(const PassAttentionGradArgs<T>&, const PassRows&, void* queue);
   /// to[i] = from[index[i]] for rows of D elements.
   void (*gather_rows)(T* to, const T* from, const std::int64_t* index, std::int64_t rows, std::int64_t D,

@@ -60,11 +60,17 @@ class DeviceOps {
   void append(const kernels::AppendArgs<T>& args, const kernels::PassRows& rows) {
     kernels_->append(args, rows, queue());
   }
+  void append(const kernels::AppendArgs<T, Float8>& args, const kernels::PassRows& rows) {
+    kernels_->append_fp8(args, rows, queue());
+  }
   void append_grad(const kernels::AppendGradArgs<T>& args, const kernels::PassRows& rows) {
     kernels_->append_grad(args, rows, queue());
   }
   void attention(const kernels::PassAttentionArgs<T>& args, const kernels::PassRows& rows) {
     kernels_->attention(args, rows, queue());
+  }
+  void attention(const kernels::PassAttentionArgs<T, Float8>& args, const kernels::PassRows& rows) {
+    kernels_->attention_fp8(args, rows, queue());
   }
   void attention_grad(const kernels::PassAttentionGradArgs<T>& args, const kernels::PassRows& rows) {
     kernels_->attention_grad(args, rows, queue());

@@ -94,10 +94,11 @@ struct AttentionRow {
   std::int64_t num_keys;       ///< keys visible to this query (its own included)
 };
 
-template <class T>
+/// E: element of K and V (layout.h says where the scales of Float8 lie).
+template <class T, class E = T>
 struct AttentionArgs {
-  const T* k;                 ///< blocks [.][G][H][kBlockTokens]
-  const T* v;                 ///< blocks [.][G][kBlockTokens][H]
+  const E* k;                 ///< blocks [.][G][H][kBlockTokens]
+  const E* v;                 ///< blocks [.][G][kBlockTokens][H]
   std::int64_t block_stride;  ///< elements between blocks (of k and of v)
   std::int64_t N, G, H;
   double scale, softcap;  ///< softcap 0 = none

@@ -5,16 +5,34 @@
 #include <cstdint>
 
 #include "rlhf/core/host_device.h"
+#include "rlhf/kernels/float8.h"
 
 namespace rlhf::kernels {
 
 /// Keys per K/V block. K is stored [G][H][kBlockTokens] (keys along vector lanes), V is [G][kBlockTokens][H].
 inline constexpr std::int64_t kBlockTokens = 16;
 
+/// Rows of kBlockTokens elements that a head of a block has more than H: in Float8 one, with the scale of
+/// every slot (a Float8Scale). So what a block holds is contiguous in any element E.
+template <class E>
+inline constexpr std::int64_t kScaleRows = 0;
+template <>
+inline constexpr std::int64_t kScaleRows<Float8> = 1;
+
 /// First element of kv head g in a block, of K and of V.
+template <class E = void>
 RLHF_HOST_DEVICE constexpr std::int64_t head_offset(std::int64_t block, std::int64_t block_stride,
                                                     std::int64_t g, std::int64_t H) {
-  return block * block_stride + g * H * kBlockTokens;
+  return block * block_stride + g * (H + kScaleRows<E>)*kBlockTokens;
+}
+/// Elements of K, or V, of one block and layer.
+template <class E = void>
+RLHF_HOST_DEVICE constexpr std::int64_t block_elements(std::int64_t G, std::int64_t H) {
+  return head_offset<E>(0, 0, G, H);
+}
+/// The scale of a slot, from the head's offset.
+RLHF_HOST_DEVICE constexpr std::int64_t scale_offset(std::int64_t slot, std::int64_t H) {
+  return H * kBlockTokens + slot;
 }
 /// Element h of the key in `slot`, from the head's offset.
 RLHF_HOST_DEVICE constexpr std::int64_t key_offset(std::int64_t slot, std::int64_t h) {

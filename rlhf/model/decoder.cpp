@@ -26,31 +26,49 @@ KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, std::int
       k_(static_cast<std::size_t>(layer_stride_ * num_layers), memory),
       v_(static_cast<std::size_t>(layer_stride_ * num_layers), memory) {}
 
+namespace {
+
+// Of K, or V, of one block and layer.
+std::int64_t kv_elements(const ModelConfig& config, KvFormat format) {
+  const std::int64_t G = config.num_kv_heads, H = config.head_dim;
+  return format == KvFormat::kFp8 ? kernels::block_elements<Float8>(G, H) : kernels::block_elements(G, H);
+}
+
+}  // namespace
+
 template <class T>
 KvStore<T>::KvStore(const ModelConfig& config, std::int64_t num_layers, const Arena& arena,
-                    DeviceMemory* memory)
-    : kv_elements_(config.kv_width() * kBlockTokens),
-      block_stride_(-static_cast<std::int64_t>(arena.layout().slab_bytes() / sizeof(T))),  // slabs go down
+                    DeviceMemory* memory, KvFormat format)
+    : format_(format),
+      kv_elements_(kv_elements(config, format)),
+      block_stride_(
+          -static_cast<std::int64_t>(arena.layout().slab_bytes() / element_bytes())),  // they go down
       layer_stride_(2 * kv_elements_),
       num_layers_(num_layers),
       memory_(memory),
-      in_slabs_(static_cast<T*>(arena.first_slab())) {}
+      in_slabs_(arena.first_slab()) {}
 
 template <class T>
-std::size_t KvStore<T>::block_bytes(const ModelConfig& config, std::int64_t num_layers) {
-  return static_cast<std::size_t>(2 * config.kv_width() * kBlockTokens * num_layers) * sizeof(T);
+std::size_t KvStore<T>::block_bytes(const ModelConfig& config, std::int64_t num_layers, KvFormat format) {
+  const std::size_t bytes = static_cast<std::size_t>(2 * kv_elements(config, format) * num_layers) *
+                            (format == KvFormat::kFp8 ? sizeof(Float8) : sizeof(T));
+  return (bytes + ArenaLayout::kAlignment - 1) / ArenaLayout::kAlignment * ArenaLayout::kAlignment;
 }
 
 template <class T>
 void KvStore<T>::copy_block(std::int64_t from, std::int64_t to) {
+  const std::int64_t stride = block_stride_ * static_cast<std::int64_t>(element_bytes());
+  const auto copy = [&](void* base, std::int64_t elements) {
+    char* const bytes = static_cast<char*>(base);
+    const auto count = static_cast<std::size_t>(elements) * element_bytes();
+    if (memory_)
+      memory_->copy(bytes + to * stride, bytes + from * stride, count);
+    else
+      std::memcpy(bytes + to * stride, bytes + from * stride, count);
+  };
+  if (in_slabs_) return copy(in_slabs_, layer_stride_ * num_layers_);  // a block's layers lie together
   for (std::int64_t layer = 0; layer < num_layers_; ++layer)
-    for (T* base : {k(layer), v(layer)}) {
-      if (memory_)
-        memory_->copy(base + to * block_stride_, base + from * block_stride_,
-                      static_cast<std::size_t>(kv_elements_) * sizeof(T));
-      else
-        std::copy_n(base + from * block_stride_, kv_elements_, base + to * block_stride_);
-    }
+    for (T* base : {k(layer), v(layer)}) copy(base, kv_elements_);
 }
 
 template <class T>
@@ -204,19 +222,6 @@ kernels::NormGradArgs<T> DecoderRunner<T>::norm_grad_args(const NormWeights<T>& 
 }
 
 template <class T>
-kernels::AttentionArgs<T> DecoderRunner<T>::attention_args(const T* k, const T* v,
-                                                           std::int64_t block_stride) const {
-  return {k,
-          v,
-          block_stride,
-          config_.num_heads,
-          config_.num_kv_heads,
-          config_.head_dim,
-          config_.attention_scale,
-          config_.attention_softcap};
-}
-
-template <class T>
 kernels::GluKind DecoderRunner<T>::activation_kind() const {
   RLHF_CHECK(config_.gated_mlp || config_.activation == Activation::kGeluTanh,
              "decoder: an MLP without gate is supported with gelu_new only");
@@ -322,8 +327,33 @@ void DecoderRunner<T>::count_layers(const DecoderWeights<T>& weights, const Rows
 }
 
 template <class T>
+template <class E>
+void DecoderRunner<T>::append_and_attend(const LayerWeights<T>& layer, const kernels::PassRows& rows,
+                                         std::int64_t index, E* k, E* v, std::int64_t block_stride, T* out,
+                                         LayerActivations<T>* keep) {
+  const std::int64_t H = config_.head_dim, N = config_.num_heads;
+  const bool rotate = rotates(index);
+  T* const q = keep ? keep->q.data() : nullptr;
+  ops_.append(kernels::AppendArgs<T, E>{qkv_.data(), q, k, v, block_stride, N, config_.num_kv_heads, H,
+                                        layer.q_norm.weight, layer.k_norm.weight, config_.norm_eps,
+                                        config_.norm_plus_one, rotate ? cos_.data() : nullptr,
+                                        rotate ? sin_.data() : nullptr},
+              rows);
+  if (ops_.memory()) {
+    const bool tiles = rows.num_tiles > 0 && sizeof(T) == sizeof(Bfloat16) && kernels::takes_tiles(H);
+    workspace_.reserve_discard(to_size(kernels::attention_workspace(tiles ? rows.num_single_rows : rows.count,
+                                                                    N, H, rows.max_keys, window(index))));
+  }
+  ops_.attention(
+      kernels::PassAttentionArgs<T, E>{attention_args(k, v, block_stride), q ? q : qkv_.data(),
+                                       q ? N * H : qkv_width(), out, keep ? keep->lse.data() : nullptr,
+                                       window(index), workspace_.data()},
+      rows);
+}
+
+template <class T>
 void DecoderRunner<T>::attention_block(const LayerWeights<T>& layer, const kernels::PassRows& rows,
-                                       std::int64_t index, T* k, T* v, std::int64_t block_stride, T* x,
+                                       std::int64_t index, KvStore<T>& store, std::int64_t store_layer, T* x,
                                        LayerActivations<T>* keep) {
   const std::int64_t D = config_.hidden_size, H = config_.head_dim, N = config_.num_heads,
                      width = qkv_width();
@@ -348,21 +378,14 @@ void DecoderRunner<T>::attention_block(const LayerWeights<T>& layer, const kerne
     keep->qkv_raw.reserve_discard(to_size(rows.count * width));
     ops_.copy(keep->qkv_raw.data(), qkv_.data(), rows.count * width);
   }
-  const bool rotate = rotates(index);
-  ops_.append({qkv_.data(), keep ? keep->q.data() : nullptr, k, v, block_stride, N, config_.num_kv_heads, H,
-               layer.q_norm.weight, layer.k_norm.weight, config_.norm_eps, config_.norm_plus_one,
-               rotate ? cos_.data() : nullptr, rotate ? sin_.data() : nullptr},
-              rows);
-  if (ops_.memory()) {
-    const bool tiles = rows.num_tiles > 0 && sizeof(T) == sizeof(Bfloat16) && kernels::takes_tiles(H);
-    workspace_.reserve_discard(to_size(kernels::attention_workspace(tiles ? rows.num_single_rows : rows.count,
-                                                                    N, H, rows.max_keys, window(index))));
-  }
   T* out = keep ? keep->attention.data() : attention_out_.data();
-  ops_.attention(
-      {attention_args(k, v, block_stride), keep ? keep->q.data() : qkv_.data(), keep ? N * H : width, out,
-       keep ? keep->lse.data() : nullptr, window(index), workspace_.data()},
-      rows);
+  const auto through = [&](auto* k, auto* v) {
+    append_and_attend(layer, rows, index, k, v, store.block_stride(), out, keep);
+  };
+  if (store.format() == KvFormat::kFp8)
+    through(store.template k<Float8>(store_layer), store.template v<Float8>(store_layer));
+  else
+    through(store.k(store_layer), store.v(store_layer));
   if (!layer.post_attention_norm.weight) {
     linear(layer.out, rows.count, out, x, true);
     return;
@@ -410,6 +433,8 @@ void DecoderRunner<T>::forward_layers(const DecoderWeights<T>& weights, const Ro
                                       std::int64_t last, KvStore<T>& store, std::int64_t store_base, T* x,
                                       std::vector<LayerActivations<T>>* activations) {
   if (rows.size() == 0) return;
+  RLHF_CHECK(!activations || store.format() == KvFormat::kAuto,
+             "decoder: there is no backward pass from K and V in fp8");
   const kernels::PassRows view = place(rows, Upload::kUnlessThere);
   grow_rope_table(view.max_keys);
   count_attention(rows.positions, first, last, 2);
@@ -419,8 +444,7 @@ void DecoderRunner<T>::forward_layers(const DecoderWeights<T>& weights, const Ro
     const LayerWeights<T>& layer = weights.layers[static_cast<std::size_t>(l)];
     if (weights.stream) weights.stream->use(l);
     LayerActivations<T>* keep = activations ? &(*activations)[static_cast<std::size_t>(l - first)] : nullptr;
-    attention_block(layer, view, l, store.k(l - store_base), store.v(l - store_base), store.block_stride(), x,
-                    keep);
+    attention_block(layer, view, l, store, l - store_base, x, keep);
     mlp_block(layer, view.count, x, keep);
   }
 }

@@ -7,6 +7,7 @@
 
 #include "rlhf/core/ids.h"
 #include "rlhf/kernels/device_ops.h"
+#include "rlhf/kernels/kv_format.h"
 #include "rlhf/kernels/packed_matrix.h"
 #include "rlhf/model/decoder_weights.h"
 #include "rlhf/model/device_rows.h"
@@ -19,7 +20,8 @@ class Arena;
 
 /// K and V of all layers in blocks of kernels::kBlockTokens tokens. One layer's K (and V) is
 /// [num_blocks][G][H][block] ([G][block][H] for V). Decoding keeps it across steps, training for one
-/// micro-batch.
+/// micro-batch. In KvFormat::kFp8 elements are Float8, with scales (rlhf/kernels/layout.h), for forward
+/// passes only.
 template <class T>
 class KvStore {
  public:
@@ -30,28 +32,43 @@ class KvStore {
           DeviceMemory* memory = nullptr);
   /// A store in an arena's slabs: one a block, K and V of all layers together at its beginning.
   /// @param memory of the device that the arena lies on; null = the process's own
-  KvStore(const ModelConfig& config, std::int64_t num_layers, const Arena& arena, DeviceMemory* memory);
+  KvStore(const ModelConfig& config, std::int64_t num_layers, const Arena& arena, DeviceMemory* memory,
+          KvFormat format = KvFormat::kAuto);
 
-  T* k(std::int64_t layer) { return (in_slabs_ ? in_slabs_ : k_.data()) + layer * layer_stride_; }
-  T* v(std::int64_t layer) {
-    return (in_slabs_ ? in_slabs_ + kv_elements_ : v_.data()) + layer * layer_stride_;
+  KvFormat format() const { return format_; }
+  /// @tparam E Float8 in KvFormat::kFp8, else T
+  template <class E = T>
+  E* k(std::int64_t layer) {
+    return (in_slabs_ ? static_cast<E*>(in_slabs_) : own<E>(k_)) + layer * layer_stride_;
+  }
+  template <class E = T>
+  E* v(std::int64_t layer) {
+    return (in_slabs_ ? static_cast<E*>(in_slabs_) + kv_elements_ : own<E>(v_)) + layer * layer_stride_;
   }
   /// Elements from a block to the next; negative where slabs go down.
   std::int64_t block_stride() const { return block_stride_; }
   /// Bytes of its own.
   std::size_t bytes() const { return k_.bytes() + v_.bytes(); }
-  /// Bytes that one block takes over all layers.
-  static std::size_t block_bytes(const ModelConfig& config, std::int64_t num_layers);
+  /// Bytes that one block takes over all layers, as a slab.
+  static std::size_t block_bytes(const ModelConfig& config, std::int64_t num_layers,
+                                 KvFormat format = KvFormat::kAuto);
   /// Copies one block in all layers.
   void copy_block(std::int64_t from, std::int64_t to);
   /// Makes room for `num_blocks` in a store of its own; contents are lost when it grows.
   void reserve_discard(std::int64_t num_blocks);
 
  private:
+  template <class E>
+  E* own(Buffer<T>& buffer) {
+    return static_cast<E*>(static_cast<void*>(buffer.data()));
+  }
+  std::size_t element_bytes() const { return format_ == KvFormat::kFp8 ? sizeof(Float8) : sizeof(T); }
+
+  KvFormat format_ = KvFormat::kAuto;
   std::int64_t kv_elements_ = 0;  ///< of K, or V, of one block and layer
   std::int64_t block_stride_ = 0, layer_stride_ = 0, num_layers_ = 0, num_blocks_ = 0;
   DeviceMemory* memory_ = nullptr;
-  T* in_slabs_ = nullptr;
+  void* in_slabs_ = nullptr;
   Buffer<T> k_, v_;
 };
 
@@ -147,8 +164,12 @@ class DecoderRunner {
     kernels::RowTrees trees;  ///< on the CPU
   };
 
-  void attention_block(const LayerWeights<T>& layer, const kernels::PassRows& rows, std::int64_t index, T* k,
-                       T* v, std::int64_t block_stride, T* x, LayerActivations<T>* keep);
+  void attention_block(const LayerWeights<T>& layer, const kernels::PassRows& rows, std::int64_t index,
+                       KvStore<T>& store, std::int64_t store_layer, T* x, LayerActivations<T>* keep);
+  /// From qkv_ to `out`, through the K and V of a layer.
+  template <class E>
+  void append_and_attend(const LayerWeights<T>& layer, const kernels::PassRows& rows, std::int64_t index,
+                         E* k, E* v, std::int64_t block_stride, T* out, LayerActivations<T>* keep);
   void mlp_block(const LayerWeights<T>& layer, std::int64_t rows, T* x, LayerActivations<T>* keep);
   void mlp_backward(const LayerWeights<T>& layer, std::int64_t rows, T* dx, LayerActivations<T>& kept);
   void attention_backward(const LayerWeights<T>& layer, const BackwardRows& packed, std::int64_t index, T* k,
@@ -159,7 +180,17 @@ class DecoderRunner {
   kernels::NormGradArgs<T> norm_grad_args(const NormWeights<T>& norm, const T* dy, const T* x,
                                           const Wide<T>* mean, const Wide<T>* rstd, T* dx,
                                           std::int64_t rows) const;
-  kernels::AttentionArgs<T> attention_args(const T* k, const T* v, std::int64_t block_stride) const;
+  template <class E>
+  kernels::AttentionArgs<T, E> attention_args(const E* k, const E* v, std::int64_t block_stride) const {
+    return {k,
+            v,
+            block_stride,
+            config_.num_heads,
+            config_.num_kv_heads,
+            config_.head_dim,
+            config_.attention_scale,
+            config_.attention_softcap};
+  }
   std::int64_t window(std::int64_t layer) const {
     return config_.layer_window[static_cast<std::size_t>(layer)];
   }

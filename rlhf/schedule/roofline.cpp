@@ -46,7 +46,7 @@ CostModel roofline_costs(const Accelerator& accelerator, const ModelShape& model
   costs.decode.step_s = efficiency.step_s;
   costs.decode.weights_s = kBytes * model.parameters / bytes_per_s;
   costs.decode.sequence_s = forward_flops / flops_per_s;
-  costs.decode.context_token_s = 2 * kBytes * model.layers * model.kv_width / bytes_per_s;
+  costs.decode.context_token_s = 2 * model.kv_bytes * model.layers * model.kv_width / bytes_per_s;
   costs.decode.prefill_token_s = forward_flops / flops_per_s;
   costs.score.token_s = (forward_flops + attention_flops) / flops_per_s;
   costs.train.token_s =

@@ -22,10 +22,11 @@ std::span<const Accelerator> accelerators();
 /// @throws InvalidArgument listing the names.
 const Accelerator& find_accelerator(std::string_view name);
 
-/// A decoder, weights and cache in bf16.
+/// A decoder, weights in bf16.
 struct ModelShape {
   double parameters = 0, layers = 0, hidden = 0;
   double kv_width = 0;  ///< key (or value) numbers of a token in one layer: kv heads x head width
+  double kv_bytes = 2;  ///< of one of them, scales included
 };
 
 /// Shares of the data sheet's numbers that programs reach. A model, not a measurement: calibrate with a run

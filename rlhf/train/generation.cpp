@@ -10,6 +10,11 @@
 
 namespace rlhf {
 
+std::string RolloutOptions::rounding_text() const {
+  if (weights == WeightFormat::kFp32) return concat("rollout.kv_dtype is ", to_string(kv_dtype));
+  return concat("rollout.weights is ", to_string(weights));
+}
+
 GenerationRequest make_request(const Prompt& prompt, const RolloutOptions& rollout,
                                const LanguageModel& model, const TaskData& data) {
   GenerationRequest request;
@@ -38,8 +43,16 @@ std::int64_t longest_prompt(const std::vector<Prompt>& prompts) {
 std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const EngineSetting& setting) {
   const RolloutOptions& rollout = setting.rollout;
   const BlockNeed need = block_need(rollout, longest_prompt(setting.prompts));
-  if (setting.max_blocks < need.minimum)
-    fail<MemoryError>("rollout: the memory budget leaves ", setting.max_blocks,
+  std::int64_t max_blocks = setting.max_blocks;
+  if (setting.kv != rollout.kv_dtype && max_blocks < std::numeric_limits<std::int64_t>::max()) {
+    const auto bytes = [&](KvFormat kv) {
+      return static_cast<std::int64_t>(
+          RolloutEngine::slab_bytes(model.config(), setting.compute, setting.trunk_layers, kv));
+    };
+    max_blocks = max_blocks * bytes(rollout.kv_dtype) / bytes(setting.kv);
+  }
+  if (max_blocks < need.minimum)
+    fail<MemoryError>("rollout: the memory budget leaves ", max_blocks,
                       " K/V blocks, the longest prompt "
                       "and response need ",
                       need.minimum);
@@ -50,7 +63,8 @@ std::unique_ptr<RolloutEngine> make_engine(const LanguageModel& model, const Eng
   options.trunk_layers = setting.trunk_layers;
   options.decoding = rollout.decoding;
   options.arena = setting.arena;
-  options.num_blocks = std::min(need.wanted, setting.max_blocks);
+  options.kv = setting.kv;
+  options.num_blocks = std::min(need.wanted, max_blocks);
   std::function<std::string(TokenId)> token_bytes;
   if (model.has_tokenizer())
     token_bytes = [tokenizer = model.tokenizer()](TokenId id) { return tokenizer.token_bytes(id); };

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "rlhf/distributed/collective.h"
+#include "rlhf/kernels/kv_format.h"
 #include "rlhf/model/rollout_weights.h"
 #include "rlhf/train/environment_options.h"
 #include "rlhf/train/language_model.h"
@@ -25,6 +26,7 @@ struct RolloutOptions {
   std::int64_t max_tokens_per_step = 512;      ///< decode tokens and prefill chunk of one engine step
   std::int64_t draft_rows = 0;                 ///< see RolloutEngineOptions::max_draft_rows
   WeightFormat weights = WeightFormat::kFp32;  ///< what training samples are drawn with; evaluation is fp32
+  KvFormat kv_dtype = KvFormat::kAuto;         ///< of K and V of training samples; see visit_fields
   std::optional<EnvironmentOptions> environment;  ///< answers the turns of responses to prompts of files
   Decoding decoding = Decoding::kPaged;           ///< the others for comparisons; no option of a run
 
@@ -47,11 +49,20 @@ struct RolloutOptions {
         "How training samples' weights are stored for decoding. With bf16 or int8 the trainer computes old "
         "log-probs itself and ppo.weight_mismatch says what is done about the difference. Evaluation "
         "decodes fp32");
+    v.choice(
+        "kv_dtype", kv_dtype, {{"auto", KvFormat::kAuto}, {"fp8", KvFormat::kFp8}},
+        "How training samples' K and V are kept: auto as they are computed, bf16 on a GPU; fp8 (E4M3 with "
+        "a scale for each token and head, on a GPU only) takes half of that. With fp8 samples are "
+        "rounded, as with rollout.weights: bf16. Evaluation keeps bf16");
     v.group(
         "environment", environment,
         "Tools or a user that answer a response's turns, on data.source: files; max_new_tokens then counts "
         "the tokens of a whole episode");
   }
+  /// Whether training samples come from more rounded numbers than the trainer computes with.
+  bool is_rounded() const { return weights != WeightFormat::kFp32 || kv_dtype != KvFormat::kAuto; }
+  /// What makes them so: "rollout.weights is int8".
+  std::string rounding_text() const;
 };
 
 /// One prompt's request with the run's sampling, stop tokens and the task's tool.
@@ -71,9 +82,11 @@ struct EngineSetting {
   const RolloutOptions& rollout;
   const std::vector<Prompt>& prompts;
   Compute<float> compute;
-  std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();  ///< most K/V blocks, if it wants more
-  std::int64_t trunk_layers = 0;                                       ///< see RolloutEngineOptions
-  Arena* arena = nullptr;                                              ///< see RolloutEngineOptions
+  /// Most K/V blocks in the rollout's kv_dtype, if it wants more; as many bytes in another.
+  std::int64_t max_blocks = std::numeric_limits<std::int64_t>::max();
+  std::int64_t trunk_layers = 0;  ///< see RolloutEngineOptions
+  Arena* arena = nullptr;         ///< see RolloutEngineOptions
+  KvFormat kv = KvFormat::kAuto;  ///< see RolloutEngineOptions
 };
 /// An engine with the K/V blocks it wants, or as many as it may have; samples are the same. @throws
 /// MemoryError when these are fewer than it needs.

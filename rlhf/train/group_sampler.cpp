@@ -32,7 +32,8 @@ GroupSampler::GroupSampler(std::string stage, const LanguageModel& policy,
   const DecoderWeights<float>& weights = policy.parameters().weights();
   if (rollout.weights != WeightFormat::kFp32)
     packed_.emplace(rollout.weights, weights, weights, context.compute);
-  engine_ = make_engine(policy, {rollout, data.train_prompts, context.compute, context.max_blocks});
+  engine_ = make_engine(policy, {rollout, data.train_prompts, context.compute, context.max_blocks, 0, nullptr,
+                                 rollout.kv_dtype});
 }
 
 std::vector<ResponseGroup> GroupSampler::sample(std::int64_t iteration, std::int64_t num_prompts) {

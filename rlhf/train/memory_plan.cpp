@@ -51,8 +51,10 @@ class Planner {
   }
 
   // K and V of a block, with the states behind the frozen layers where they are kept.
-  std::uint64_t block_bytes() const {
+  std::uint64_t block_bytes() const { return block_bytes(options_.rollout.kv_dtype); }
+  std::uint64_t block_bytes(KvFormat kv) const {
     const ModelConfig& model = setting_.model;
+    if (kv == KvFormat::kFp8) return KvStore<Bfloat16>::block_bytes(model, model.num_layers, kv);
     const std::int64_t per_token =
         2 * model.kv_width() * model.num_layers + (samples_trunk() ? model.hidden_size : 0);
     return bytes_of(kernels::kBlockTokens * per_token, setting_.sizes.kv);
@@ -160,8 +162,13 @@ class Planner {
                                         setting_.longest_prompt));
     const BlockNeed blocks = block_need(options_.rollout, setting_.longest_prompt);
     const std::uint64_t block = block_bytes();
+    Need need{bytes_of(blocks.minimum, block), bytes_of(blocks.wanted, block)};
+    // Evaluation keeps its K and V unrounded; one block more, since both count whole ones.
+    if (options_.has_stage(Stage::kEval) && options_.rollout.kv_dtype != KvFormat::kAuto)
+      need.minimum = bytes_of(blocks.minimum + 1, block_bytes(KvFormat::kAuto));
+    need.wanted = std::max(need.wanted, need.minimum);
     std::array<Need, kAllPhases.size()> needs;
-    needs.fill({bytes_of(blocks.minimum, block), bytes_of(blocks.wanted, block)});
+    needs.fill(need);
     add(kKvCacheTenant, needs);
     if (keeps_trunk())
       add_fixed("frozen layers' results of a batch",

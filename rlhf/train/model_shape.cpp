@@ -57,12 +57,13 @@ ShapedModel shaped_model(const std::string& text) {
                          config.intermediate_size, ", which make up for the parameters")};
 }
 
-schedule::ModelShape model_shape(const ModelConfig& config) {
+schedule::ModelShape model_shape(const ModelConfig& config, KvFormat kv) {
   schedule::ModelShape shape;
   shape.parameters = static_cast<double>(count_parameters(config));
   shape.layers = static_cast<double>(config.num_layers);
   shape.hidden = static_cast<double>(config.hidden_size);
   shape.kv_width = static_cast<double>(config.kv_width());
+  if (kv == KvFormat::kFp8) shape.kv_bytes = 1 + 1 / static_cast<double>(config.head_dim);  // a head's scale
   return shape;
 }
 

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "rlhf/kernels/kv_format.h"
 #include "rlhf/model/model_config.h"
 #include "rlhf/schedule/roofline.h"
 
@@ -17,7 +18,7 @@ struct ShapedModel {
 /// GGUF file. From the four numbers a llama-like decoder with an untied vocabulary is made whose MLP makes up
 /// for the parameters. @throws ConfigError naming the text; IoError as load_model_config.
 ShapedModel shaped_model(const std::string& text);
-/// What the roofline needs of a model.
-schedule::ModelShape model_shape(const ModelConfig& config);
+/// What the roofline needs of a model whose generator keeps K and V so.
+schedule::ModelShape model_shape(const ModelConfig& config, KvFormat kv);
 
 }  // namespace rlhf

@@ -58,7 +58,12 @@ void Pipeline::check_ranks() const {
 
 // Models that are made from these follow them.
 void Pipeline::place_models() {
-  if (!settings_.accelerator) return;
+  if (!settings_.accelerator) {
+    if (options_.rollout.kv_dtype != KvFormat::kAuto)
+      fail<ConfigError>("rollout.kv_dtype: ", to_string(options_.rollout.kv_dtype),
+                        " is for a GPU; on the CPU K and V are fp32: leave it out, or set device: cuda");
+    return;
+  }
   if (collective_.world_size() > 1)
     fail<ConfigError>("device: several processes (", collective_.world_size(),
                       " here) train on the CPU only");

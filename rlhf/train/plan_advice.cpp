@@ -78,6 +78,7 @@ class Adviser {
     if (minimum_bytes(no_trunk) < minimum_bytes(start_)) try_with_smaller_passes(no_trunk);
     try_recompute();
     try_offload();
+    try_fp8();
     if (start_.setting.devices > 1) try_sharding(start_);
     if (start_.options.schedule.staleness() > 0) try_on_policy(start_);
     for (const auto& way : {&Adviser::try_fewer_layers, &Adviser::try_adapters}) {
@@ -144,6 +145,15 @@ class Adviser {
       offloaded.changes.emplace_back("memory.offload", name);
       if (minimum_bytes(offloaded) < minimum_bytes(start_) && try_with_smaller_passes(offloaded)) return;
     }
+  }
+
+  // K and V take half on a GPU; nothing else changes, so it helps where they are the most.
+  void try_fp8() {
+    if (start_.setting.sizes.kv != sizeof(Bfloat16)) return;
+    Variant rounded = start_;
+    rounded.options.rollout.kv_dtype = KvFormat::kFp8;
+    rounded.changes.emplace_back("rollout.kv_dtype", to_string(KvFormat::kFp8));
+    if (minimum_bytes(rounded) < minimum_bytes(start_)) try_with_smaller_passes(rounded);
   }
 
   void try_sharding(Variant variant) {

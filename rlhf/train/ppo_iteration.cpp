@@ -21,7 +21,7 @@ ppo::PpoOptions algorithm_of(const PpoSetting& setting) {
   ppo::PpoOptions algorithm = setting.options.algorithm;
   std::size_t& limit = algorithm.reward.length.max_response_tokens;
   if (limit == 0) limit = static_cast<std::size_t>(setting.rollout.max_new_tokens);
-  if (setting.options.corrects_weights(setting.rollout.weights)) {
+  if (setting.options.corrects_rounding(setting.rollout)) {
     algorithm.correction.level = ppo::CorrectionLevel::kToken;
     algorithm.correction.mode = ppo::CorrectionMode::kTruncate;
   }

@@ -20,7 +20,7 @@ using Keep = SequencePass<float>::Keep;
 bool PpoIteration::recompute_old_log_probs() const {
   const OldLogProbs choice = setting_.options.old_log_probs;
   if (choice != OldLogProbs::kAuto) return choice == OldLogProbs::kRecompute;
-  if (setting_.rollout.weights != WeightFormat::kFp32) return true;
+  if (setting_.rollout.is_rounded()) return true;
   // Off policy, a correction compares the sampler's log-probs with those of the weights that are trained.
   const ppo::RolloutCorrectionOptions& correction = algorithm_.correction;
   if (correction.bypass && correction.rejection.empty()) return false;

@@ -91,10 +91,10 @@ PpoModels::PpoModels(LanguageModel& policy_, const FrozenModels& frozen, const T
   const std::int64_t kept_trunk = sampled_trunk ? trunk_layers : 0;
   const auto setting = memory_setting(frozen, data, rollout, options, context, schedule);
   arena.open(setting.arena_bytes(device_memory_bytes(context.compute)),
-             RolloutEngine::slab_bytes(policy.config(), generate_compute, kept_trunk),
+             RolloutEngine::slab_bytes(policy.config(), generate_compute, kept_trunk, rollout.kv_dtype),
              accelerator ? accelerator->memory : nullptr);
-  engine = make_engine(
-      policy, {rollout, data.train_prompts, generate_compute, context.max_blocks, kept_trunk, &arena});
+  engine = make_engine(policy, {rollout, data.train_prompts, generate_compute, context.max_blocks, kept_trunk,
+                                &arena, rollout.kv_dtype});
   memory = std::make_unique<PpoMemory>(setting, policy.config(), *engine, pass, arena);
 }
 
@@ -164,7 +164,7 @@ PpoMemory::Setting PpoModels::memory_setting(const FrozenModels& frozen, const T
   if (snapshot) hold("generator's copy of the weights", snapshot->owned_bytes());
   if (rollout_weights) hold("generator's packed weights", rollout_weights->bytes());
   hold("generator's workspace",
-       generator_workspace_bytes(policy.config(), rollout, kv_element_bytes(context.compute), longest));
+       generator_workspace_bytes(policy.config(), rollout, activation_bytes_of(context.compute), longest));
   if (trunk_layers > 0 && trunk_cache_bytes > 0)
     hold("frozen layers' results of a batch",
          trunk_result_bytes({policy.config(), rollout, options, schedule}, longest, machine_memory_bytes()));

@@ -2,11 +2,12 @@
 
 #include <cstdint>
 
-#include "rlhf/kernels/weight_format.h"
 #include "rlhf/ppo/options.h"
 #include "rlhf/train/batching.h"
 
 namespace rlhf {
+
+struct RolloutOptions;
 
 enum class OldLogProbs { kAuto, kRollout, kRecompute };
 enum class CriticInit { kPolicy, kReward };
@@ -52,14 +53,14 @@ struct PpoStageOptions {
               {"recompute", OldLogProbs::kRecompute}},
              "Log-probs the ratio is formed against: the sampler's, or a forward pass of the trainer. auto "
              "takes the "
-             "sampler's where no filter changes its distribution and rollout.weights is fp32, since both are "
-             "then equal "
-             "bit for bit");
+             "sampler's where no filter changes its distribution, rollout.weights is fp32 and "
+             "rollout.kv_dtype auto, since both are then equal bit for bit (on a GPU to rounding)");
     v.choice(
         "weight_mismatch", weight_mismatch,
         {{"truncate", WeightMismatch::kTruncate}, {"ignore", WeightMismatch::kIgnore}},
-        "What rollout.weights other than fp32 mean where algorithm.correction is off: truncated importance "
-        "weights of tokens (level token, mode truncate, its upper bound), or nothing");
+        "What rollout.weights other than fp32, or rollout.kv_dtype: fp8, mean where algorithm.correction is "
+        "off: truncated importance weights of tokens (level token, mode truncate, its upper bound), or "
+        "nothing");
     v.choice("critic_init", critic_init, {{"policy", CriticInit::kPolicy}, {"reward", CriticInit::kReward}},
              "Weights the critic starts from");
     v.choice("prompt_order", prompt_order, {{"shuffled", ItemOrder::kShuffled}, {"given", ItemOrder::kGiven}},
@@ -67,12 +68,8 @@ struct PpoStageOptions {
     v.field("samples_to_log", samples_to_log, "Responses written to samples/ per iteration", {0, 1e6});
     v.group("algorithm", algorithm, "PPO and its relatives; preset: NAME takes configs/presets/NAME.yaml");
   }
-  /// Whether samples of such weights are corrected by weight_mismatch, because nothing else corrects them.
-  bool corrects_weights(WeightFormat weights) const {
-    const ppo::RolloutCorrectionOptions& own = algorithm.correction;
-    return weights != WeightFormat::kFp32 && weight_mismatch == WeightMismatch::kTruncate &&
-           own.level == ppo::CorrectionLevel::kOff && own.rejection.empty() && !own.bypass;
-  }
+  /// Whether rounded samples are corrected by weight_mismatch, because nothing else corrects them.
+  bool corrects_rounding(const RolloutOptions& rollout) const;
   /// Reports combinations that cannot work.
   void validate(config::Problems& problems) const {
     if (rules_weight == 0 && reward_model_weight == 0 && algorithm.distillation.coefficient == 0)

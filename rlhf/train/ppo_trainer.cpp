@@ -54,10 +54,9 @@ void PpoTrainer::run() {
 
 // What was chosen for the user, where nothing was said.
 void PpoTrainer::say_correction() const {
-  const WeightFormat weights = setting_.rollout.weights;
-  if (!setting_.options.corrects_weights(weights)) return;
+  if (!setting_.options.corrects_rounding(setting_.rollout)) return;
   setting_.context.observer->message(
-      LogLevel::kInfo, concat("ppo: rollout.weights is ", to_string(weights),
+      LogLevel::kInfo, concat("ppo: ", setting_.rollout.rounding_text(),
                               ": old log-probs are the trainer's, and tokens are weighted by the ratio to "
                               "the sampler's, at most ",
                               setting_.options.algorithm.correction.upper,

@@ -43,6 +43,12 @@ const char* to_string(Stage stage) {
   return "unknown";
 }
 
+bool PpoStageOptions::corrects_rounding(const RolloutOptions& rollout) const {
+  const ppo::RolloutCorrectionOptions& own = algorithm.correction;
+  return rollout.is_rounded() && weight_mismatch == WeightMismatch::kTruncate &&
+         own.level == ppo::CorrectionLevel::kOff && own.rejection.empty() && !own.bypass;
+}
+
 bool RunOptions::needs_pairs() const {
   return (has_stage(Stage::kReward) && !needs_ratings()) || (has_stage(Stage::kPreference) && !has_labels());
 }
@@ -156,13 +162,13 @@ void RunOptions::validate(config::Problems& problems) const {
     problems.add("rollout.environment", "needs data.source: files");
   if (has_stage(Stage::kPpo) && ppo.critic_init == CriticInit::kReward && !has_stage(Stage::kReward))
     problems.add("ppo.critic_init", "'reward' needs the stage 'reward'");
-  if (has_stage(Stage::kPpo) && rollout.weights != WeightFormat::kFp32 &&
-      ppo.old_log_probs == OldLogProbs::kRollout)
-    problems.add(
-        "ppo.old_log_probs",
-        std::string("'rollout' needs rollout.weights: fp32, where both log-probs are equal; with ") +
-            to_string(rollout.weights) +
-            " use auto, and ppo.algorithm.correction.bypass to form the ratio against the sampler's");
+  if (has_stage(Stage::kPpo) && rollout.is_rounded() && ppo.old_log_probs == OldLogProbs::kRollout)
+    problems.add("ppo.old_log_probs",
+                 concat("'rollout' needs rollout.weights: fp32 and rollout.kv_dtype: auto, where both "
+                        "log-probs are equal; ",
+                        rollout.rounding_text(),
+                        ": use auto, and ppo.algorithm.correction.bypass to form the ratio against the "
+                        "sampler's"));
   const auto needs_file = [&](Stage stage, const std::string& file, const char* key) {
     if (data.source == DataSource::kFiles && has_stage(stage) && file.empty())
       problems.add(std::string("data.") + key,

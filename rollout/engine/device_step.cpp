@@ -40,12 +40,13 @@ std::int64_t padded_decode_keys(std::int64_t max_keys) {
                                      kernels::ceil_div(max_keys, kernels::kKeysPerPart))));
 }
 
-DeviceStep::DeviceStep(const ModelConfig& config, const Compute<float>& compute, const Arena& arena)
+DeviceStep::DeviceStep(const ModelConfig& config, const Compute<float>& compute, const Arena& arena,
+                       KvFormat kv)
     : config_(config),
       compute_(compute),
       ops_(*compute.accelerator()->kernels, *compute.accelerator()->memory),
       runner_(config, ops_),
-      store_(config, config.num_layers, arena, ops_.memory()),
+      store_(config, config.num_layers, arena, ops_.memory(), kv),
       staging_(*ops_.memory()),
       x_(0, ops_.memory()),
       hidden_(0, ops_.memory()),
@@ -53,11 +54,8 @@ DeviceStep::DeviceStep(const ModelConfig& config, const Compute<float>& compute,
       workspace_(0, ops_.memory()),
       results_(0, ops_.memory()) {}
 
-// A slab is a block's K and V of all layers.
 void DeviceStep::copy_blocks(const std::vector<BlockCache::Move>& moves) {
-  for (const auto& [from, to] : moves)
-    ops_.copy(store_.k(0) + to * store_.block_stride(), store_.k(0) + from * store_.block_stride(),
-              std::abs(store_.block_stride()));
+  for (const auto& [from, to] : moves) store_.copy_block(from, to);
 }
 
 void DeviceStep::step(const DecoderWeights<float>& host_weights, const Rows& rows,

@@ -19,7 +19,7 @@ namespace rlhf {
 /// keys that the longest row sees.
 class DeviceStep : public StepProgram {
  public:
-  DeviceStep(const ModelConfig& config, const Compute<float>& compute, const Arena& arena);
+  DeviceStep(const ModelConfig& config, const Compute<float>& compute, const Arena& arena, KvFormat kv);
 
   DeviceMemory* queue() const override { return ops_.memory(); }
   void copy_blocks(const std::vector<BlockCache::Move>& moves) override;

@@ -50,7 +50,7 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
       own_arena_(options.arena ? nullptr
                                : make_arena(options.num_blocks, block_bytes(), compute.accelerator())),
       arena_(options.arena ? *options.arena : *own_arena_),
-      program_(make_step_program(config, compute, arena_, options.trunk_layers)),
+      program_(make_step_program(config, compute, arena_, options.trunk_layers, options.kv)),
       scheduler_(scheduler_options(options)),
       has_text_(static_cast<bool>(token_bytes)),
       setting_{std::move(token_bytes), config.vocab_size, std::make_shared<TurnMailbox>()} {

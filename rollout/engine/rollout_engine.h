@@ -44,6 +44,7 @@ struct RolloutEngineOptions {
   /// What a further row adds to a step, as a share of the step; guesses that promise less are not made.
   double draft_row_cost = 0.08;
   std::int64_t trunk_layers = 0;  ///< samples carry the hidden states behind so many layers; 0 = none
+  KvFormat kv = KvFormat::kAuto;  ///< kFp8 on an accelerator only: K and V take half, and are rounded
   Decoding decoding = Decoding::kPaged;
   /// Opened with slabs of RolloutEngine::slab_bytes; K and V lie in it, and others may use what they leave.
   /// Must outlive the engine. Null = the engine has one of its own.
@@ -75,8 +76,8 @@ class RolloutEngine {
 
   /// Bytes of K, V and kept states that one block takes where the engine computes.
   static std::size_t slab_bytes(const ModelConfig& config, const Compute<float>& compute,
-                                std::int64_t trunk_layers) {
-    return slab_bytes_of(config, compute, trunk_layers);
+                                std::int64_t trunk_layers, KvFormat kv = KvFormat::kAuto) {
+    return slab_bytes_of(config, compute, trunk_layers, kv);
   }
   /// K/V blocks that `num_sequences` samples of `max_tokens` tokens (prompt and response) need.
   static std::int64_t blocks_for(std::int64_t num_sequences, std::int64_t max_tokens);
@@ -119,7 +120,9 @@ class RolloutEngine {
   const EngineScheduler& scheduler() const { return scheduler_; }
   /// Of K, V and kept states in all blocks.
   std::size_t kv_bytes() const { return block_bytes() * static_cast<std::size_t>(cache().num_blocks()); }
-  std::size_t block_bytes() const { return slab_bytes(config_, compute_, options_.trunk_layers); }
+  std::size_t block_bytes() const {
+    return slab_bytes(config_, compute_, options_.trunk_layers, options_.kv);
+  }
   /// Bytes held beside the cache: what the largest step so far has needed.
   std::size_t workspace_bytes() const { return program_->workspace_bytes(); }
 

@@ -46,15 +46,16 @@ class StepProgram {
 /// weights (113 MB there) are read once for all of them. An accelerator takes any usual batch at once.
 inline constexpr std::int64_t kHostLogitsRows = 64, kDeviceLogitsRows = 256;
 
-/// Bytes of one K/V element where a Compute's models run.
-std::size_t kv_element_bytes(const Compute<float>& compute);
+/// Bytes of one activation where a Compute's models run.
+std::size_t activation_bytes_of(const Compute<float>& compute);
 /// Bytes of K, V and kept states that one block takes there.
-std::size_t slab_bytes_of(const ModelConfig& config, const Compute<float>& compute,
-                          std::int64_t trunk_layers);
+std::size_t slab_bytes_of(const ModelConfig& config, const Compute<float>& compute, std::int64_t trunk_layers,
+                          KvFormat kv);
 
 /// @param arena with slabs of slab_bytes_of; must outlive the program
 /// @param trunk_layers states behind so many layers are kept; 0 = none. On the CPU only.
+/// @param kv others than kAuto on an accelerator only
 std::unique_ptr<StepProgram> make_step_program(const ModelConfig& config, const Compute<float>& compute,
-                                               const Arena& arena, std::int64_t trunk_layers);
+                                               const Arena& arena, std::int64_t trunk_layers, KvFormat kv);
 
 }  // namespace rlhf

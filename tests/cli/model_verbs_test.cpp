@@ -113,6 +113,10 @@ TEST_CASE("generate draws n samples that depend on the seed, not on the batch or
           .err,
       ContainsSubstring("-:1: ") &&
           ContainsSubstring("the prompt has 200 tokens, which leaves no room in the model's context of 128"));
+  const Result rounded = program.run(
+      {"generate", "--model", model, "--input", "prompts.jsonl", "--device", "cpu", "--kv-dtype", "fp8"});
+  CHECK(rounded.code != 0);
+  CHECK_THAT(rounded.err, ContainsSubstring("--kv-dtype fp8 is for a GPU"));
 }
 
 TEST_CASE("generate lets an environment answer turns") {

@@ -157,6 +157,7 @@ TEST_CASE("what cannot be names both sides") {
         Case{{"--device-memory", "8GiB", "--set", "memory.budget=9GiB"},
              {"memory.budget 9GiB", "--device-memory"}},
         Case{{"--device-memory", "much"}, {"--device-memory: got 'much'"}},
+        Case{{"--set", "rollout.kv_dtype=fp8"}, {"rollout.kv_dtype: fp8", "--numbers bf16"}},
         Case{{"--set", "schedule.mode=async", "--set", "schedule.max_staleness=0"},
              {"schedule.max_staleness", "schedule.mode async"}},
         Case{{"--set", "schedule.mode=streamed", "--set", "schedule.require_early_training=true", "--set",

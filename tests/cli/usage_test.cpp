@@ -43,6 +43,7 @@ TEST_CASE("bad usage ends with 2 and says what is wrong") {
         Case{{"generate", "--model", "m", "--input", "i", "--weights", "int4"},
              "--weights: int4 not in {fp32,bf16"},
         Case{{"bench", "decode", "--model", "m", "--weights", "fp16"}, "--weights: fp16 not in"},
+        Case{{"generate", "--model", "m", "--input", "i", "--kv-dtype", "int4"}, "--kv-dtype: int4 not in"},
         Case{{"score", "--model", "m", "--input", "i", "--temperature", "0"}, "--temperature"},
         Case{{"tokenize", "--input", "i"}, "--model"},
         Case{{"train"}, "run"},

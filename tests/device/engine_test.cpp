@@ -1,8 +1,7 @@
 // The rollout engine on an accelerator against full passes in float on the CPU, and against itself.
 #include <cmath>
 
-#include "tests/device/accelerators.h"
-#include "tests/rollout/support.h"
+#include "tests/device/device_setup.h"
 
 using namespace rlhf;
 
@@ -10,34 +9,6 @@ namespace {
 
 // Bfloat16 has 8 bits; logits of this model are of order 1, and some dozen roundings meet in each.
 constexpr float kTolerance = 0.06F;
-
-struct DeviceSetup {
-  const Accelerator& accelerator;
-  LanguageModel model;
-  ThreadPool pool{1};
-
-  explicit DeviceSetup(const Accelerator& device, LanguageModel chosen = make_model())
-      : accelerator(device), model(std::move(chosen)) {
-    model.parameters().place_on(device);
-  }
-  Compute<float> compute() { return {pool, kernels::detect_cpu_isa(), &accelerator}; }
-  std::unique_ptr<RolloutEngine> engine(RolloutEngineOptions options) {
-    if (options.num_blocks == 0) options.num_blocks = 64;
-    return std::make_unique<RolloutEngine>(model.config(), compute(), options,
-                                           [this](TokenId id) { return model.tokenizer().token_bytes(id); });
-  }
-};
-
-// The emulator runs a kernel's threads one by one.
-std::vector<GenerationRequest> few_requests() {
-  auto requests = mixed_requests();
-  requests.resize(8);
-  return requests;
-}
-
-bool is_plain(const GenerationRequest& request) {
-  return keeps_all(request.sampling) && request.sampling.repetition_penalty == 1;
-}
 
 }  // namespace
 
@@ -78,18 +49,22 @@ TEST_CASE("on an accelerator a sample depends neither on its neighbours nor on t
   on_every_accelerator([&](const Accelerator& accelerator) {
     INFO(accelerator.name);
     DeviceSetup setup(accelerator);
-    RolloutEngineOptions together, alone, tight;
-    together.max_sequences = 16;
-    alone.max_sequences = 1;
-    alone.max_tokens_per_step = 16;
-    tight.max_sequences = 16;
-    tight.num_blocks = 12;  // preempts
     const auto requests = few_requests();
-    const auto expected = run(*setup.engine(together), setup.model, requests);
-    for (const RolloutEngineOptions& other : {alone, tight}) {
-      const auto got = run(*setup.engine(other), setup.model, requests);
-      REQUIRE(got.size() == expected.size());
-      for (const auto& [key, sample] : expected) check_equal(got.at(key), sample);
+    for (const KvFormat kv : {KvFormat::kAuto, KvFormat::kFp8}) {
+      INFO("K and V " << to_string(kv));
+      RolloutEngineOptions together, alone, tight;
+      together.max_sequences = 16;
+      alone.max_sequences = 1;
+      alone.max_tokens_per_step = 16;
+      tight.max_sequences = 16;
+      tight.num_blocks = 12;  // preempts
+      together.kv = alone.kv = tight.kv = kv;
+      const auto expected = run(*setup.engine(together), setup.model, requests);
+      for (const RolloutEngineOptions& other : {alone, tight}) {
+        const auto got = run(*setup.engine(other), setup.model, requests);
+        REQUIRE(got.size() == expected.size());
+        for (const auto& [key, sample] : expected) check_equal(got.at(key), sample);
+      }
     }
   });
 }
@@ -99,33 +74,37 @@ TEST_CASE("an accelerator's cache gives blocks back between steps and goes on fr
   on_every_accelerator([&](const Accelerator& accelerator) {
     INFO(accelerator.name);
     DeviceSetup setup(accelerator);
-    RolloutEngineOptions options;
-    options.max_sequences = 6;
-    options.num_blocks = 40;
     const auto requests = few_requests();
-    const auto expected = run(*setup.engine(options), setup.model, requests);
-    Arena arena;
-    const std::size_t slab = RolloutEngine::slab_bytes(setup.model.config(), setup.compute(), 0);
-    arena.open(41 * slab, slab, accelerator.memory);
-    options.arena = &arena;
-    const auto engine = setup.engine(options);
-    std::map<Key, Sample> samples;
-    for (const GenerationRequest& request : requests) engine->submit(request);
-    for (int step = 0; engine->busy(); ++step) {
-      REQUIRE(step < 2000);
-      engine->set_block_limit(step % 3 == 0 ? 14 : 40);
-      if (step % 3 == 0) {  // somebody else writes where blocks were
-        Buffer<std::byte> other((40 - 14) * slab, &arena);
-        accelerator.memory->zero(other.data(), other.size());
+    for (const KvFormat kv : {KvFormat::kAuto, KvFormat::kFp8}) {
+      INFO("K and V " << to_string(kv));
+      RolloutEngineOptions options;
+      options.max_sequences = 6;
+      options.num_blocks = 40;
+      options.kv = kv;
+      const auto expected = run(*setup.engine(options), setup.model, requests);
+      Arena arena;
+      const std::size_t slab = RolloutEngine::slab_bytes(setup.model.config(), setup.compute(), 0, kv);
+      arena.open(41 * slab, slab, accelerator.memory);
+      options.arena = &arena;
+      const auto engine = setup.engine(options);
+      std::map<Key, Sample> samples;
+      for (const GenerationRequest& request : requests) engine->submit(request);
+      for (int step = 0; engine->busy(); ++step) {
+        REQUIRE(step < 2000);
+        engine->set_block_limit(step % 3 == 0 ? 14 : 40);
+        if (step % 3 == 0) {  // somebody else writes where blocks were
+          Buffer<std::byte> other((40 - 14) * slab, &arena);
+          accelerator.memory->zero(other.data(), other.size());
+        }
+        engine->step(setup.model.parameters().weights(), 0);
+        while (auto sample = engine->try_take()) {
+          const Key key{sample->prompt_id, sample->sample_index};
+          samples.emplace(key, std::move(*sample));
+        }
       }
-      engine->step(setup.model.parameters().weights(), 0);
-      while (auto sample = engine->try_take()) {
-        const Key key{sample->prompt_id, sample->sample_index};
-        samples.emplace(key, std::move(*sample));
-      }
+      REQUIRE(samples.size() == expected.size());
+      for (const auto& [key, sample] : expected) check_equal(samples.at(key), sample);
     }
-    REQUIRE(samples.size() == expected.size());
-    for (const auto& [key, sample] : expected) check_equal(samples.at(key), sample);
   });
 }
 
@@ -165,10 +144,14 @@ TEST_CASE("logits that are not finite on an accelerator name prompt and layer", 
     for (auto& entry : broken.parameters().entries())
       if (entry.spec.layer == 1 && entry.spec.role == TensorRole::kDown) entry.value[0] = std::nanf("");
     broken.parameters().place_on(accelerator);
-    const auto engine = setup.engine({});
-    engine->submit(make_request(3, 5, 4));
-    CHECK_THROWS_WITH(engine->step(broken.parameters().weights(), 0),
-                      ContainsSubstring("prompt 3") && ContainsSubstring("layer 2 of 2"));
+    for (const KvFormat kv : {KvFormat::kAuto, KvFormat::kFp8}) {
+      RolloutEngineOptions options;
+      options.kv = kv;
+      const auto engine = setup.engine(options);
+      engine->submit(make_request(3, 5, 4));
+      CHECK_THROWS_WITH(engine->step(broken.parameters().weights(), 0),
+                        ContainsSubstring("prompt 3") && ContainsSubstring("layer 2 of 2"));
+    }
   });
 }
 

@@ -172,3 +172,54 @@ TEST_CASE("what an accelerator cannot do is refused with the key", "[device]") {
                       ContainsSubstring("rollout.weights"));
   });
 }
+
+TEST_CASE("a run draws its samples over K and V in fp8, and corrects for it", "[device]") {
+  const TinyData data;
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    const std::vector<std::string> fp8 = {"rollout.kv_dtype=fp8"};
+    const auto options = [&](const std::string& name, const std::vector<std::string>& overrides) {
+      std::vector<std::string> all = small();
+      all.insert(all.end(), overrides.begin(), overrides.end());
+      return data.options(std::string(accelerator.name) + name, all);
+    };
+    const Attempt plain = attempt_on(accelerator, options("plain", {}), Start::kFresh);
+    const Attempt run = attempt_on(accelerator, options("fp8", fp8), Start::kFresh);
+    REQUIRE_FALSE(run.stopped);
+    for (std::int64_t step = 1; step <= 2; ++step) {
+      const Metrics& metrics = run.steps.at({"ppo", step});
+      CHECK(std::isfinite(metric(metrics, "loss/policy", std::nan(""))));
+      // As with rollout.weights: the trainer's old log-probs, and tokens weighted by the ratio to the
+      // sampler's.
+      CHECK(std::abs(metric(metrics, "rollout_corr/rollout_is_mean", 0) - 1) < 0.1);
+      CHECK(metric(plain.steps.at({"ppo", step}), "rollout_corr/rollout_is_mean", -99) == -99);
+    }
+    const Metrics& first = run.steps.at({"ppo", 1});
+    CHECK(metric(first, "rollout/logprob_gap_mean", 0) > 0);
+    CHECK(metric(first, "rollout/logprob_gap_mean", 9) < 0.05);
+    const std::string again = std::string(accelerator.name) + "again";
+    REQUIRE(attempt_on(accelerator, data.options(again, small(fp8)), Start::kFresh, "ppo", 1).stopped);
+    REQUIRE_FALSE(attempt_on(accelerator, data.options(again, small(fp8)), Start::kResume).stopped);
+    CHECK((final_policy(data, again) == final_policy(data, std::string(accelerator.name) + "fp8")));
+    // Other stages that sample, and evaluation, which does not round: before any PPO it is the same.
+    attempt_on(accelerator, options("sampled", {"rollout.kv_dtype=fp8", "stages=[sft, rejection_sampling]"}),
+               Start::kFresh);
+    const std::string stages = "stages=[sft, eval]";
+    attempt_on(accelerator, options("judged", {stages}), Start::kFresh);
+    attempt_on(accelerator, options("judged8", {"rollout.kv_dtype=fp8", stages}), Start::kFresh);
+    const auto samples = [&](const std::string& name) {
+      return files_below(data.path(std::string(accelerator.name) + name) / "samples");
+    };
+    CHECK(samples("judged") == samples("judged8"));
+  });
+}
+
+TEST_CASE("K and V in fp8 are refused on the CPU, and where old log-probs must be the sampler's") {
+  const TinyData data;
+  CHECK_THROWS_WITH(attempt(data.options("cpu", {"rollout.kv_dtype=fp8"}), Start::kFresh),
+                    ContainsSubstring("rollout.kv_dtype: fp8 is for a GPU"));
+  CHECK_THROWS_WITH(data.options("old", {"rollout.kv_dtype=fp8", "ppo.old_log_probs=rollout"}),
+                    ContainsSubstring("ppo.old_log_probs") && ContainsSubstring("rollout.kv_dtype is fp8"));
+  CHECK_THROWS_WITH(data.options("other", {"rollout.kv_dtype=fp4"}),
+                    ContainsSubstring("rollout.kv_dtype") && ContainsSubstring("fp8"));
+}

@@ -205,6 +205,45 @@ TEST_CASE("7e9 parameters: by hand") {
   CHECK(find(sharded, "policy weights")->peak_bytes() == find(plan, "policy weights")->peak_bytes());
 }
 
+TEST_CASE("a plan knows K and V in fp8, and advises it on a GPU where it helps") {
+  const RunOptions options = grpo({"memory.recompute=none"}),
+                   fp8 = grpo({"memory.recompute=none", "rollout.kv_dtype=fp8"});
+  const PlanSetting setting = setting_of("7.6e9,28,3584,512", 1, Sharding::kNone);
+  REQUIRE(setting.model.head_dim == 128);
+  const MemoryPlan plan = plan_memory(options, setting), rounded = plan_memory(fp8, setting);
+  // 65 sequences of 545 blocks; K and V of 16 tokens, 28 layers and 4 heads: 128 bytes and a scale.
+  const std::uint64_t block = 16 * 2 * 28 * 4 * (128 + 1);
+  CHECK(find(rounded, "K/V cache")->peak_bytes() == 65 * 545 * block);
+  CHECK(find(rounded, "K/V cache")->need(Phase::kTrain).minimum == 545 * block);
+  for (const PlannedTenant& tenant : plan.tenants)
+    if (tenant.name != kKvCacheTenant) CHECK(find(rounded, tenant.name)->peak_bytes() == tenant.peak_bytes());
+  const std::uint64_t budget = 200 * kGiB;
+  CHECK(blocks_under(fp8, setting, plan.minimum_bytes()) > 545);
+  CHECK(blocks_under(fp8, setting, budget) == 65 * 545);
+  // Evaluation does not round: its least must fit.
+  RunOptions judged = fp8;
+  judged.stages.push_back("eval");
+  CHECK(find(plan_memory(judged, setting), "K/V cache")->need(Phase::kGenerate).minimum ==
+        546 * std::uint64_t{16 * 2 * 28 * 512 * 2});
+  const auto advises = [&](const PlanSetting& where, std::uint64_t bytes) {
+    const auto advice = advise(options, where, bytes);
+    return std::ranges::any_of(advice, [](const Advice& way) {
+      return way.changes == decltype(way.changes){{"rollout.kv_dtype", "fp8"}};
+    });
+  };
+  REQUIRE(rounded.minimum_bytes() < plan.minimum_bytes());
+  CHECK(advises(setting, rounded.minimum_bytes()));
+  PlanSetting on_host = setting;
+  on_host.sizes = NumberSizes::fp32();
+  CHECK_FALSE(advises(on_host, plan_memory(options, on_host).minimum_bytes() - 1));
+  // Reading them is predicted to take half of the time, and the scales.
+  const auto& device = schedule::find_accelerator("h100-80g");
+  const auto token_s = [&](KvFormat kv) {
+    return schedule::roofline_costs(device, model_shape(setting.model, kv), {}).decode.context_token_s;
+  };
+  CHECK(token_s(KvFormat::kFp8) == Approx(token_s(KvFormat::kAuto) * 129 / 256));
+}
+
 TEST_CASE("advice fits, and the largest values it names are the largest") {
   struct Case {
     std::string shape;

@@ -84,8 +84,21 @@ __device__ inline std::int64_t task_of_warp() {
   return static_cast<std::int64_t>(blockIdx.x) * num_warps() + warp_id();
 }
 
-template <class T>
-__global__ void append_kernel(AppendArgs<T> args, PassRows rows) {
+/// Bits of the largest magnitude of a head: NaN is beyond infinity.
+__device__ inline std::uint32_t head_largest(const HeadPairs& head, std::int64_t half) {
+  std::uint32_t largest = 0;
+  const auto take = [&](std::uint32_t magnitude) { largest = magnitude > largest ? magnitude : largest; };
+  for_pairs(half, [&](int p, std::int64_t) {
+    take(__builtin_bit_cast(std::uint32_t, head.lo[p]) & 0x7FFFFFFFU);
+    take(__builtin_bit_cast(std::uint32_t, head.hi[p]) & 0x7FFFFFFFU);
+  });
+  for (int distance = kWarp / 2; distance > 0; distance /= 2)
+    take(__shfl_xor_sync(kAllLanes, largest, distance));
+  return largest;
+}
+
+template <class T, class E>
+__global__ void append_kernel(AppendArgs<T, E> args, PassRows rows) {
   const std::int64_t half = args.H / 2, width = (args.N + 2 * args.G) * args.H;
   if (task_of_warp() >= rows.count * (args.N + 2 * args.G)) return;
   const HeadTask task = head_task(task_of_warp(), args.N, args.G);
@@ -106,14 +119,24 @@ __global__ void append_kernel(AppendArgs<T> args, PassRows rows) {
     if (args.q) store_head(args.q + matrix_offset(task.t, task.n * args.H, args.N * args.H), half, head);
     return;
   }
-  T* cache = task.is_v ? args.v : args.k;
+  Float8Scale scale = {};
+  float factor = 1;
+  if constexpr (kScaleRows < E >> 0) {
+    scale = float8_scale(head_largest(head, half));
+    factor = inverse_scale(scale);
+  }
+  E* cache = task.is_v ? args.v : args.k;
   for_blocks_of_row(rows, task.t, [&](std::int32_t block) {
-    T* to = cache + head_offset(block, args.block_stride, task.g, args.H);
+    E* to = cache + head_offset<E>(block, args.block_stride, task.g, args.H);
     for_pairs(half, [&](int p, std::int64_t i) {
       const std::int64_t j = i + half;
-      to[task.is_v ? value_offset(slot, i, args.H) : key_offset(slot, i)] = from_float<T>(head.lo[p]);
-      to[task.is_v ? value_offset(slot, j, args.H) : key_offset(slot, j)] = from_float<T>(head.hi[p]);
+      to[task.is_v ? value_offset(slot, i, args.H) : key_offset(slot, i)] =
+          from_float<E>(head.lo[p] * factor);
+      to[task.is_v ? value_offset(slot, j, args.H) : key_offset(slot, j)] =
+          from_float<E>(head.hi[p] * factor);
     });
+    if constexpr (kScaleRows < E >> 0)
+      if (lane_id() == 0) to[scale_offset(slot, args.H)] = E{scale.bits};
   });
 }
 
@@ -206,10 +229,10 @@ inline dim3 blocks_for_heads(std::int64_t tasks) {
   return dim3(static_cast<unsigned>(ceil_div(tasks, kHeadThreads / kWarp)));
 }
 
-template <class T>
-void append(const AppendArgs<T>& args, const PassRows& rows, void* queue) {
+template <class T, class E>
+void append(const AppendArgs<T, E>& args, const PassRows& rows, void* queue) {
   check_head_width(args.H);
-  launch("append", append_kernel<T>, blocks_for_heads(rows.count * (args.N + 2 * args.G)), kHeadThreads, 0,
+  launch("append", append_kernel<T, E>, blocks_for_heads(rows.count * (args.N + 2 * args.G)), kHeadThreads, 0,
          queue, args, rows);
 }
 

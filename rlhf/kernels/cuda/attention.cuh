@@ -9,12 +9,13 @@
 // A part goes through three steps with a barrier between: scores of all its keys into shared memory, softmax
 // over them, weighted sum of the values. So the blocks of keys do not wait for one another. A lane reads 16
 // bytes of K or V at a time (with bf16: 8 keys of one element, 8 elements of one value), keeps sums of its
-// own for every head, and lanes are summed once at the end. Bound: reading K and V once per tile.
+// own for every head, and lanes are summed once at the end. Bound: reading K and V once per tile. Scales of
+// keys in Float8 are applied to their scores, those of values to their weights.
 
 #include <cmath>
 
 #include "rlhf/kernels/cuda/append.cuh"  // check_head_width
-#include "rlhf/kernels/cuda/attention_tiles.cuh"
+#include "rlhf/kernels/cuda/attention_tiles_fp8.cuh"
 #include "rlhf/kernels/cuda/wide.cuh"
 #include "rlhf/kernels/device_kernels.h"
 
@@ -45,8 +46,8 @@ struct AttentionTile {
   std::int64_t first_key, num_keys;  ///< that the row sees
 };
 
-template <int kHeads, class T>
-__device__ inline AttentionTile attention_tile(const AttentionArgs<T>& cache, const PassRows& rows,
+template <int kHeads, class T, class E>
+__device__ inline AttentionTile attention_tile(const AttentionArgs<T, E>& cache, const PassRows& rows,
                                                std::int64_t window) {
   const std::int64_t group = cache.N / cache.G, tiles = ceil_div(group, kHeads);
   const std::int64_t place = blockIdx.x / (cache.G * tiles), rest = blockIdx.x % (cache.G * tiles);
@@ -94,10 +95,19 @@ constexpr int kPartKeys = static_cast<int>(kKeysPerPart), kPartBlocks = kPartKey
 constexpr int kLoadsInFlight = 8;
 
 /// Asks for the 16 keys or values of a head.
-template <class T>
-__device__ inline void prefetch_head(const T* x, int H) {
-  constexpr int kLine = 128 / sizeof(T);
+template <class E>
+__device__ inline void prefetch_head(const E* x, int H) {
+  constexpr int kLine = 128 / sizeof(E);
   for (int i = lane_id() * kLine; i < kKeys * H; i += kWarp * kLine) prefetch_line(x + i);
+}
+
+/// Scales of K and V: the square of kHalfUnit makes up for element()'s unit.
+template <class E>
+constexpr bool kScaled = kScaleRows<E> > 0;
+/// The scale of the lane's slot, lane_id() % 16, of a head.
+template <class E>
+__device__ inline float slot_scale(const E* head, int H) {
+  return scale_value({head[scale_offset(lane_id() % kKeys, H)].bits});
 }
 
 /// Elements of a head, padded to what the lanes of a warp hold.
@@ -107,14 +117,17 @@ constexpr int kWidth = kElements* kWarp;
 /// Scores of the 16 keys of a block for each head, scaled and soft-capped: q[kWidth][kHeads] times K, into
 /// scores[key][kHeads]; both in shared memory. A lane works for kVector neighbouring keys on every kRows-th
 /// element of the head. Slots without a key hold anything, NaN too, and give such scores.
-template <int kHeads, int kElements, class T>
-__device__ inline void score_block(const AttentionArgs<T>& cache, const T* k, const float* q, float* scores) {
-  constexpr int kKeyLanes = kKeys / kVector<T>, kRows = kWarp / kKeyLanes, kSums = kHeads * kVector<T>;
+template <int kHeads, int kElements, class T, class E>
+__device__ inline void score_block(const AttentionArgs<T, E>& cache, const E* k, const float* q,
+                                   float* scores) {
+  constexpr int kKeyLanes = kKeys / kVector<E>, kRows = kWarp / kKeyLanes, kSums = kHeads * kVector<E>;
   constexpr int kLoads = kWidth<kElements> / kRows,
                 kBatch = kLoads < kLoadsInFlight ? kLoads : kLoadsInFlight;
-  const int first_key = lane_id() % kKeyLanes * kVector<T>, row = lane_id() / kKeyLanes;
+  const int first_key = lane_id() % kKeyLanes * kVector<E>, row = lane_id() / kKeyLanes;
   const int rows_left = static_cast<int>(cache.H) - row;
-  const T* lane_k = k + key_offset(first_key, row);
+  const E* lane_k = k + key_offset(first_key, row);
+  float lane_scale = 1;
+  if constexpr (kScaled<E>) lane_scale = slot_scale(k, static_cast<int>(cache.H));
   const float* lane_q = q + row * kHeads;
   float sums[kSums] = {};
 #pragma unroll
@@ -129,14 +142,15 @@ __device__ inline void score_block(const AttentionArgs<T>& cache, const T* k, co
       for (int n = 0; n < kHeads; ++n) {
         const float query = lane_q[(first + i) * kRows * kHeads + n];
 #pragma unroll
-        for (int j = 0; j < kVector<T>; ++j) sums[n * kVector<T> + j] += query * element<T>(words[i], j);
+        for (int j = 0; j < kVector<E>; ++j) sums[n * kVector<E> + j] += query * element<E>(words[i], j);
       }
   }
-  const float scale = static_cast<float>(cache.scale), cap = static_cast<float>(cache.softcap);
+  const float scale = static_cast<float>(cache.scale) * kHalfUnit<E>, cap = static_cast<float>(cache.softcap);
   const int first = spread_sums<kSums, kWarp / 2, kKeyLanes>(sums);
 #pragma unroll
   for (int i = 0; i < kSumsLeft<kSums, kWarp / 2, kKeyLanes>; ++i) {
-    const int n = (first + i) / kVector<T>, key = first_key + (first + i) % kVector<T>;
+    const int n = (first + i) / kVector<E>, key = first_key + (first + i) % kVector<E>;
+    if constexpr (kScaled<E>) sums[i] *= __shfl_sync(kAllLanes, lane_scale, key);
     float score = sums[i] * scale;
     if (cap > 0) score = cap * tanhf(score / cap);
     scores[key * kHeads + n] = score;
@@ -144,9 +158,10 @@ __device__ inline void score_block(const AttentionArgs<T>& cache, const T* k, co
 }
 
 /// Turns the scores of a part, [key][kHeads], into weights relative to the largest; 0 outside `keys`. A warp
-/// per head.
-template <int kHeads>
-__device__ inline void weigh_part(float* scores, KeyRange keys, int heads, float* maxima, float* totals) {
+/// per head. Where values have scales, the weights are multiplied by them, and the totals are not.
+template <int kHeads, bool kScaledValues>
+__device__ inline void weigh_part(float* scores, const float* value_scales, KeyRange keys, int heads,
+                                  float* maxima, float* totals) {
   constexpr int kLaneKeys = kPartKeys / kWarp;
   for (int n = warp_id(); n < heads; n += kAttentionWarps) {
     float values[kLaneKeys], maximum = -INFINITY, total = 0;
@@ -160,8 +175,12 @@ __device__ inline void weigh_part(float* scores, KeyRange keys, int heads, float
 #pragma unroll
     for (int i = 0; i < kLaneKeys; ++i) {
       const int key = lane_id() + i * kWarp;
-      const float weight = key >= keys.begin && key < keys.end ? expf(values[i] - maximum) : 0;
-      scores[key * kHeads + n] = weight;
+      const bool visible = key >= keys.begin && key < keys.end;
+      const float weight = visible ? expf(values[i] - maximum) : 0;
+      if constexpr (kScaledValues)
+        scores[key * kHeads + n] = visible ? weight * value_scales[key] : 0;
+      else
+        scores[key * kHeads + n] = weight;
       total += weight;
     }
     total = warp_sum(total);
@@ -174,26 +193,26 @@ __device__ inline void weigh_part(float* scores, KeyRange keys, int heads, float
 
 /// What a lane adds up of the values: elements slot * kWarp * kVector + group() * kVector + j of every head,
 /// of the keys number lane_id() / kLanes, + kKeysPerLoad, ...
-template <int kHeads, int kElements, class T>
+template <int kHeads, int kElements, class E>
 struct ValueSums {
-  static constexpr int kGroups = kElements * kWarp / kVector<T>;  // of 16 bytes in a value
+  static constexpr int kGroups = kElements * kWarp / kVector<E>;  // of 16 bytes in a value
   static constexpr int kSlots = kGroups > kWarp ? kGroups / kWarp : 1;
   static constexpr int kLanes = kGroups / kSlots, kKeysPerLoad = kWarp / kLanes;
-  static constexpr int kSize = kSlots * kHeads * kVector<T>;
+  static constexpr int kSize = kSlots * kHeads * kVector<E>;
   float at[kSize];  ///< [slot][head][kVector]
 
-  __device__ static int element_of(int slot) { return (slot * kWarp + lane_id() % kLanes) * kVector<T>; }
+  __device__ static int element_of(int slot) { return (slot * kWarp + lane_id() % kLanes) * kVector<E>; }
 };
 
 /// Adds the visible values of a block, times weights[key][kHeads].
-template <int kHeads, int kElements, class T>
-__device__ inline void add_values(ValueSums<kHeads, kElements, T>& sums, const T* v, int H,
+template <int kHeads, int kElements, class E>
+__device__ inline void add_values(ValueSums<kHeads, kElements, E>& sums, const E* v, int H,
                                   const float* weights, KeyRange keys) {
-  using Sums = ValueSums<kHeads, kElements, T>;
+  using Sums = ValueSums<kHeads, kElements, E>;
   constexpr int kLoads = kKeys / Sums::kKeysPerLoad * Sums::kSlots;
   constexpr int kBatch = kLoads < kLoadsInFlight ? kLoads : kLoadsInFlight;
   static_assert(kBatch % Sums::kSlots == 0);
-  const bool wide = H % kVector<T> == 0;  // else a value does not start at a multiple of 16 bytes
+  const bool wide = H % kVector<E> == 0;  // else a value does not start at a multiple of 16 bytes
   const int lane_key = lane_id() / Sums::kLanes;
 #pragma unroll
   for (int first = 0; first < kLoads; first += kBatch) {
@@ -208,33 +227,33 @@ __device__ inline void add_values(ValueSums<kHeads, kElements, T>& sums, const T
       }
     };
     if (wide)
-      load([](const T* x, int) { return load_words(x); });
+      load([](const E* x, int) { return load_words(x); });
     else
-      load([](const T* x, int count) { return load_elements(x, count, false); });
+      load([](const E* x, int count) { return load_elements(x, count, false); });
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       const int key = (first + i) / Sums::kSlots * Sums::kKeysPerLoad + lane_key;
 #pragma unroll
       for (int n = 0; n < kHeads; ++n) {
         const float weight = weights[key * kHeads + n];
-        float* sum = sums.at + (i % Sums::kSlots * kHeads + n) * kVector<T>;
+        float* sum = sums.at + (i % Sums::kSlots * kHeads + n) * kVector<E>;
 #pragma unroll
-        for (int j = 0; j < kVector<T>; ++j) sum[j] += weight * element<T>(words[i], j);
+        for (int j = 0; j < kVector<E>; ++j) sum[j] += weight * element<E>(words[i], j);
       }
     }
   }
 }
 
 /// Sums the lanes that share elements and writes to[n][H].
-template <int kHeads, int kElements, class T>
-__device__ inline void store_values(ValueSums<kHeads, kElements, T>& sums, int H, float* to) {
-  using Sums = ValueSums<kHeads, kElements, T>;
+template <int kHeads, int kElements, class E>
+__device__ inline void store_values(ValueSums<kHeads, kElements, E>& sums, int H, float* to) {
+  using Sums = ValueSums<kHeads, kElements, E>;
   const int first = spread_sums<Sums::kSize, kWarp / 2, Sums::kLanes>(sums.at);
 #pragma unroll
   for (int i = 0; i < kSumsLeft<Sums::kSize, kWarp / 2, Sums::kLanes>; ++i) {
-    const int n = (first + i) / kVector<T> % kHeads, slot = (first + i) / (kVector<T> * kHeads);
-    const int h = Sums::element_of(slot) + (first + i) % kVector<T>;
-    if (h < H) to[n * H + h] = sums.at[i];
+    const int n = (first + i) / kVector<E> % kHeads, slot = (first + i) / (kVector<E> * kHeads);
+    const int h = Sums::element_of(slot) + (first + i) % kVector<E>;
+    if (h < H) to[n * H + h] = sums.at[i] * kHalfUnit<E>;
   }
 }
 
@@ -244,9 +263,9 @@ __device__ inline void load_heads(float* to, const T* x, std::int64_t elements) 
   for (std::int64_t i = threadIdx.x; i < elements; i += blockDim.x) to[i] = to_float(x[i]);
 }
 
-template <class T, int kHeads, int kElements>
-__global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::int64_t max_parts) {
-  const AttentionArgs<T>& cache = args.cache;
+template <class T, class E, int kHeads, int kElements>
+__global__ void attention_kernel(PassAttentionArgs<T, E> args, PassRows rows, std::int64_t max_parts) {
+  const AttentionArgs<T, E>& cache = args.cache;
   const std::int64_t H = cache.H;
   const AttentionTile tile = attention_tile<kHeads>(cache, rows, args.window);
   const PartRange parts = visible_parts(tile.first_key, tile.num_keys);
@@ -256,6 +275,7 @@ __global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::
   float* sums = q + kWidth<kElements> * kHeads;         // [warps][kHeads][H]
   float* maxima = sums + kAttentionWarps * kHeads * H;  // [kHeads]
   float* totals = maxima + kHeads;                      // [kHeads]
+  float* value_scales = totals + kHeads;                // [kPartKeys] where values have scales
 
   // The part's blocks: lane l knows where block l lies.
   const std::int64_t part_key = (parts.first + blockIdx.y) * kKeysPerPart;
@@ -271,7 +291,7 @@ __global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::
       const std::int32_t block = __shfl_sync(kAllLanes, lane_block, b);
       const int base = b * kKeys;
       if (base >= keys.end || base + kKeys <= keys.begin) continue;
-      fn(head_offset(block, cache.block_stride, tile.g, H), base);
+      fn(head_offset<E>(block, cache.block_stride, tile.g, H), base);
     }
   };
   for_blocks([&](std::int64_t at, int) {
@@ -281,16 +301,19 @@ __global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::
   const T* heads = args.q + matrix_offset(tile.t, tile.first_head * H, args.q_stride);
   for (int i = static_cast<int>(threadIdx.x); i < kWidth<kElements> * kHeads; i += kAttentionWarps * kWarp) {
     const int h = i % kWidth<kElements>, n = i / kWidth<kElements>;
-    q[h * kHeads + n] = h < H && n < tile.heads ? to_float(heads[n * H + h]) : 0;
+    q[h * kHeads + n] = h < H && n < tile.heads ? to_float(heads[n * H + h]) * kHalfUnit<E> : 0;
   }
   __syncthreads();
   for_blocks([&](std::int64_t at, int base) {
+    if constexpr (kScaled<E>)
+      if (lane_id() < kKeys)
+        value_scales[base + lane_id()] = slot_scale(cache.v + at, static_cast<int>(H)) * kHalfUnit<E>;
     score_block<kHeads, kElements>(cache, cache.k + at, q, scores + base * kHeads);
   });
   __syncthreads();
-  weigh_part<kHeads>(scores, keys, tile.heads, maxima, totals);
+  weigh_part<kHeads, kScaled<E>>(scores, value_scales, keys, tile.heads, maxima, totals);
   __syncthreads();
-  ValueSums<kHeads, kElements, T> values = {};
+  ValueSums<kHeads, kElements, E> values = {};
   for_blocks([&](std::int64_t at, int base) {
     add_values(values, cache.v + at, static_cast<int>(H), scores + base * kHeads,
                KeyRange{keys.begin - base, keys.end - base});
@@ -323,8 +346,8 @@ __global__ void attention_kernel(PassAttentionArgs<T> args, PassRows rows, std::
 }
 
 /// Sums the parts of one (row, head), in order.
-template <class T>
-__global__ void attention_parts_kernel(PassAttentionArgs<T> args, PassRows rows, std::int64_t max_parts) {
+template <class T, class E>
+__global__ void attention_parts_kernel(PassAttentionArgs<T, E> args, PassRows rows, std::int64_t max_parts) {
   const std::int64_t N = args.cache.N, H = args.cache.H, n = blockIdx.x % N;
   const std::int64_t t = single_row(rows, blockIdx.x / N);
   const std::int64_t position = rows.positions[t];
@@ -354,44 +377,46 @@ __global__ void attention_parts_kernel(PassAttentionArgs<T> args, PassRows rows,
   }
 }
 
-inline std::size_t attention_shared_bytes(int heads, int width, std::int64_t H) {
-  const std::int64_t floats = heads * (kPartKeys + width + H * kAttentionWarps + 2);
+template <class E>
+std::size_t attention_shared_bytes(int heads, int width, std::int64_t H) {
+  const std::int64_t floats =
+      heads * (kPartKeys + width + H * kAttentionWarps + 2) + (kScaled<E> ? kPartKeys : 0);
   return static_cast<std::size_t>(floats) * sizeof(float);
 }
 
-template <class T, int kHeads, int kElements>
-void launch_attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
+template <int kHeads, int kElements, class T, class E>
+void launch_attention(const PassAttentionArgs<T, E>& args, const PassRows& rows, void* queue) {
   const std::int64_t tiles = args.cache.G * ceil_div(args.cache.N / args.cache.G, kHeads);
   const std::int64_t parts = max_attention_parts(rows.max_keys, args.window);
-  launch("attention", attention_kernel<T, kHeads, kElements>,
+  launch("attention", attention_kernel<T, E, kHeads, kElements>,
          dim3(static_cast<unsigned>(num_single_rows(rows) * tiles), static_cast<unsigned>(parts)),
-         kAttentionWarps * kWarp, attention_shared_bytes(kHeads, kWidth<kElements>, args.cache.H), queue,
+         kAttentionWarps * kWarp, attention_shared_bytes<E>(kHeads, kWidth<kElements>, args.cache.H), queue,
          args, rows, parts);
   if (parts > 1)
-    launch("attention_parts", attention_parts_kernel<T>,
+    launch("attention_parts", attention_parts_kernel<T, E>,
            dim3(static_cast<unsigned>(num_single_rows(rows) * args.cache.N)), 128,
            static_cast<std::size_t>(parts) * sizeof(float), queue, args, rows, parts);
 }
 
-template <class T>
-void attention_of_rows(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
+template <class T, class E>
+void attention_of_rows(const PassAttentionArgs<T, E>& args, const PassRows& rows, void* queue) {
   const std::int64_t H = args.cache.H, group = args.cache.N / args.cache.G;
   RLHF_CHECK(reinterpret_cast<std::uintptr_t>(args.cache.k) % 16 == 0 &&
                  reinterpret_cast<std::uintptr_t>(args.cache.v) % 16 == 0 &&
-                 args.cache.block_stride * static_cast<std::int64_t>(sizeof(T)) % 16 == 0,
+                 args.cache.block_stride * static_cast<std::int64_t>(sizeof(E)) % 16 == 0,
              "CUDA: blocks of K and V must start at multiples of 16 bytes");
   if (num_single_rows(rows) == 0) return;
   const bool one = group == 1, narrow = H <= 64, middle = H <= 128;
   if (narrow)
-    one ? launch_attention<T, 1, 2>(args, rows, queue) : launch_attention<T, 4, 2>(args, rows, queue);
+    one ? launch_attention<1, 2>(args, rows, queue) : launch_attention<4, 2>(args, rows, queue);
   else if (middle)
-    one ? launch_attention<T, 1, 4>(args, rows, queue) : launch_attention<T, 4, 4>(args, rows, queue);
+    one ? launch_attention<1, 4>(args, rows, queue) : launch_attention<4, 4>(args, rows, queue);
   else
-    one ? launch_attention<T, 1, 8>(args, rows, queue) : launch_attention<T, 4, 8>(args, rows, queue);
+    one ? launch_attention<1, 8>(args, rows, queue) : launch_attention<4, 8>(args, rows, queue);
 }
 
-template <class T>
-void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* queue) {
+template <class T, class E>
+void attention(const PassAttentionArgs<T, E>& args, const PassRows& rows, void* queue) {
   check_head_width(args.cache.H);
   if constexpr (sizeof(T) == sizeof(Bfloat16)) {
     if (rows.num_tiles > 0 && takes_tiles(args.cache.H)) {
@@ -406,6 +431,11 @@ void attention(const PassAttentionArgs<T>& args, const PassRows& rows, void* que
     }
   }
   attention_of_rows(args, without_tiles(rows), queue);
+}
+
+template <class T>
+void fill_attention_fp8(DeviceKernels<T>& table) {
+  table.attention_fp8 = attention<T, Float8>;
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU

@@ -206,8 +206,9 @@ void attention_grad(const PassAttentionGradArgs<T>& args, const PassRows& rows, 
 
 template <class T>
 void fill_attention(DeviceKernels<T>& table) {
-  table.attention = attention<T>;
+  table.attention = attention<T, T>;
   table.attention_grad = attention_grad<T>;
+  fill_attention_fp8(table);
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU

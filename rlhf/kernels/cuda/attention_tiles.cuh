@@ -65,6 +65,9 @@ struct KeyTile {
   static constexpr int kV = kKeys * kWidth, kElements = kV + kKeys * Padded<kWidth>::kStride;
   static constexpr std::size_t kBytes = 2 * kElements * sizeof(Bfloat16);  // one is loaded while one is used
 };
+/// Shared memory of a block that goes through tiles of keys out of a cache of E.
+template <int kWidth, class E>
+constexpr std::size_t kTileBytes = KeyTile<kWidth>::kBytes;
 
 /// Up to 64 rows and one query head. Ints: registers are scarce.
 struct QueryTile {
@@ -74,8 +77,8 @@ struct QueryTile {
 };
 
 /// Blocks take the last tiles first: those of the end of a sequence, which have most to do.
-template <class T>
-__device__ inline QueryTile query_tile(const AttentionArgs<T>& cache, const PassRows& rows,
+template <class T, class E>
+__device__ inline QueryTile query_tile(const AttentionArgs<T, E>& cache, const PassRows& rows,
                                        std::int64_t window) {
   const int N = static_cast<int>(cache.N), block = static_cast<int>(blockIdx.x), n = block % N;
   const std::int64_t i = rows.num_tiles - 1 - block / N;
@@ -254,8 +257,8 @@ __device__ inline void add_keys(RowSoftmax<kWidth>& state, const unsigned (&q)[k
   }
 }
 
-template <int kWidth>
-__device__ inline void store_rows(const PassAttentionArgs<Bfloat16>& args, const RowSoftmax<kWidth>& state,
+template <int kWidth, class E>
+__device__ inline void store_rows(const PassAttentionArgs<Bfloat16, E>& args, const RowSoftmax<kWidth>& state,
                                   std::int64_t first_row, std::int64_t n, int rows, float factor) {
 #pragma unroll
   for (int side = 0; side < 2; ++side) {
@@ -271,16 +274,34 @@ __device__ inline void store_rows(const PassAttentionArgs<Bfloat16>& args, const
   }
 }
 
-template <int kWidth>
+/// Calls fn(tile in shared memory, its first key) for the tiles of keys that some row sees, in order; every
+/// warp of the block comes along.
+template <int kWidth, class Fn>
+__device__ inline void for_key_tiles(const AttentionArgs<Bfloat16>& cache, const QueryTile& tile,
+                                     const Fn& fn) {
+  using Tile = KeyTile<kWidth>;
+  Bfloat16* keys = block_shared<Bfloat16>();  // two tiles
+  const int begin = tile.first_key / Tile::kKeys * Tile::kKeys;
+  int place = 0;
+  for (int first = begin - Tile::kKeys; first < tile.num_keys; first += Tile::kKeys) {
+    wait_for_copies();
+    __syncthreads();  // the tile is there, and every warp has left the one before
+    if (first + Tile::kKeys < tile.num_keys)
+      load_keys<kWidth>(keys + place * Tile::kElements, cache, tile, first + Tile::kKeys);
+    place = 1 - place;
+    if (first >= begin) fn(keys + place * Tile::kElements, first);
+  }
+}
+
+template <int kWidth, class E>
 __global__ void __launch_bounds__(kTileThreads, 3)
-    attention_tile_kernel(PassAttentionArgs<Bfloat16> args, PassRows rows) {
+    attention_tile_kernel(PassAttentionArgs<Bfloat16, E> args, PassRows rows) {
   using Tile = KeyTile<kWidth>;
   const QueryTile tile = query_tile(args.cache, rows, args.window);
   const float scale = static_cast<float>(args.cache.scale), softcap = static_cast<float>(args.cache.softcap);
   const float factor = softcap > 0 ? kLog2e : scale * kLog2e;
   const int row = warp_id() * kMmaRows;
   const RowsOfWarp mine = {tile.position + row, static_cast<int>(args.window)};
-  Bfloat16* keys = block_shared<Bfloat16>();  // two tiles
 
   unsigned q[kWidth / 16][4];
   load_rows<kWidth>(q, args.q + matrix_offset(tile.first_row + row, tile.n * kWidth, args.q_stride),
@@ -295,17 +316,10 @@ __global__ void __launch_bounds__(kTileThreads, 3)
 #pragma unroll
     for (float& sum : d) sum = 0;
 
-  const int begin = tile.first_key / Tile::kKeys * Tile::kKeys;
-  int place = 0;
-  for (int first = begin - Tile::kKeys; first < tile.num_keys; first += Tile::kKeys) {
-    wait_for_copies();
-    __syncthreads();  // the tile is there, and every warp has left the one before
-    if (first + Tile::kKeys < tile.num_keys)
-      load_keys<kWidth>(keys + place * Tile::kElements, args.cache, tile, first + Tile::kKeys);
-    place = 1 - place;
-    if (first >= begin && row < tile.rows && mine.see_any(first, Tile::kKeys))
-      add_keys<kWidth>(state, q, keys + place * Tile::kElements, mine, first, scale, softcap, factor);
-  }
+  for_key_tiles<kWidth>(args.cache, tile, [&](const Bfloat16* keys, int first) {
+    if (row < tile.rows && mine.see_any(first, Tile::kKeys))
+      add_keys<kWidth>(state, q, keys, mine, first, scale, softcap, factor);
+  });
   if (row < tile.rows) store_rows<kWidth>(args, state, tile.first_row + row, tile.n, tile.rows - row, factor);
 }
 
@@ -314,10 +328,11 @@ inline bool aligned(const void* pointer, std::size_t bytes) {
 }
 
 /// True for the heads that have kernels on tensor cores, where rows of the cache lie as their copies need it.
-template <class T>
-bool tensor_cores_take(const AttentionArgs<T>& cache) {
-  return sizeof(T) == sizeof(Bfloat16) && takes_tiles(cache.H) && cache.block_stride % 8 == 0 &&
-         aligned(cache.k, 16) && aligned(cache.v, 16);
+template <class T, class E>
+bool tensor_cores_take(const AttentionArgs<T, E>& cache) {
+  return sizeof(T) == sizeof(Bfloat16) && takes_tiles(cache.H) &&
+         cache.block_stride * static_cast<std::int64_t>(sizeof(E)) % 16 == 0 && aligned(cache.k, 16) &&
+         aligned(cache.v, 16);
 }
 
 /// Calls fn with the width of a head as a constant.
@@ -329,11 +344,11 @@ void with_head_width(std::int64_t H, const Fn& fn) {
   if (H == 128) fn(std::integral_constant<int, 128>());
 }
 
-inline void launch_attention_tiles(const PassAttentionArgs<Bfloat16>& args, const PassRows& rows,
-                                   void* queue) {
+template <class E>
+void launch_attention_tiles(const PassAttentionArgs<Bfloat16, E>& args, const PassRows& rows, void* queue) {
   with_head_width(args.cache.H, [&](auto width) {
-    launch("attention_tile", attention_tile_kernel<width()>,
-           dim3(static_cast<unsigned>(rows.num_tiles * args.cache.N)), kTileThreads, KeyTile<width()>::kBytes,
+    launch("attention_tile", attention_tile_kernel<width(), E>,
+           dim3(static_cast<unsigned>(rows.num_tiles * args.cache.N)), kTileThreads, kTileBytes<width(), E>,
            queue, args, rows);
   });
 }

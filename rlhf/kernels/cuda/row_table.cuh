@@ -25,7 +25,8 @@ void fill_rows(DeviceKernels<T>& table) {
   table.add_column_sums = add_column_sums<T>;
   table.embed = embed<T>;
   table.embed_grad = embed_grad<T>;
-  table.append = append<T>;
+  table.append = append<T, T>;
+  table.append_fp8 = append<T, Float8>;
   table.append_grad = append_grad<T>;
   table.gather_rows = gather_rows<T>;
   table.add_to_rows = add_to_rows<T>;

@@ -7,6 +7,7 @@
 
 #include "rlhf/kernels/bfloat16.h"
 #include "rlhf/kernels/cuda/reduce.cuh"
+#include "rlhf/kernels/float8.h"
 
 namespace rlhf::kernels::RLHF_GPU {
 
@@ -36,11 +37,19 @@ __device__ inline void store_words(void* to, const Words& words) {
   store_16_bytes(to, words.at);
 }
 
-/// Element j of T in words.
+/// What makes up for half of element()'s unit: its square times element() is the number.
+template <class T>
+constexpr float kHalfUnit = 1;
+template <>
+constexpr float kHalfUnit<Float8> = 0x1p60F;
+
+/// Element j of T in words; of Float8 2^-120 times it, which costs no multiplication.
 template <class T>
 __device__ inline float element(const Words& words, int j) {
   if constexpr (sizeof(T) == sizeof(float)) {
     return __builtin_bit_cast(float, words.at[j]);
+  } else if constexpr (sizeof(T) == sizeof(Float8)) {
+    return __builtin_bit_cast(float, float8_bits(words.at[j / 4] << (24 - j % 4 * 8)));
   } else {
     const std::uint32_t pair = words.at[j / 2];
     return __builtin_bit_cast(float, j % 2 == 0 ? pair << 16 : pair & 0xFFFF0000U);
@@ -57,6 +66,8 @@ __device__ inline Words load_elements(const T* x, std::int64_t count, bool wide)
     if (j >= count) continue;
     if constexpr (sizeof(T) == sizeof(float))
       words.at[j] = __builtin_bit_cast(std::uint32_t, x[j]);
+    else if constexpr (sizeof(T) == sizeof(Float8))
+      words.at[j / 4] |= static_cast<std::uint32_t>(x[j].bits) << (j % 4 * 8);
     else
       words.at[j / 2] |= static_cast<std::uint32_t>(x[j].bits) << (j % 2 * 16);
   }
