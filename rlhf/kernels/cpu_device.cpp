@@ -6,6 +6,7 @@
 
 #include "rlhf/core/random.h"
 #include "rlhf/kernels/adamw.h"
+#include "rlhf/kernels/cpu_device_filter.h"
 #include "rlhf/kernels/cpu_device_fp8.h"
 #include "rlhf/kernels/device_kernels.h"
 #include "rlhf/kernels/ops.h"
@@ -262,6 +263,15 @@ TokenId draw_one(const T* logits, std::int64_t V, const DrawKey& key, LogitsRow*
 }
 
 template <class T>
+void filter(const FilterArgs<T>& args, std::int64_t rows, void* queue) {
+  compute_of<T>(queue).for_rows(rows, 20 * args.V, [&](std::int64_t i) {
+    if (args.filters[i].removes())
+      args.lse[i] =
+          filter_one(args.logits + i * args.V, args.V, args.keys[i].inv_temperature, args.filters[i]);
+  });
+}
+
+template <class T>
 void draw(const DrawArgs<T>& args, std::int64_t rows, void* queue) {
   compute_of<T>(queue).for_rows(rows, 60 * args.V, [&](std::int64_t i) {
     args.tokens[i] = draw_one(args.logits + i * args.V, args.V, args.keys[i],
@@ -332,6 +342,7 @@ const DeviceKernels<T>& cpu_device_kernels() {
     k.copy_blocks = copy_blocks<T>;
     k.logits = logits<T>;
     k.logits_grad = logits_grad<T>;
+    k.filter = filter<T>;
     k.draw = draw<T>;
     k.narrow = [](T* to, const T* from, std::int64_t n, void*) { std::copy_n(from, n, to); };
     k.adamw = adamw<T>;

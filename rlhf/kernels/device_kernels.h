@@ -172,6 +172,30 @@ struct DrawArgs {
   double* workspace;  ///< logits_workspace() elements; the CPU needs none
 };
 
+/// Which tokens of a row a draw may take: the top_k largest logits and all that tie with the last of them; of
+/// these the smallest set of largest probabilities whose sum reaches top_p, the lower token first among
+/// equals; of these the ones of at least e^log_min_p times the largest. -inf is never taken, the largest
+/// always.
+struct RowFilter {
+  std::int64_t top_k = 0;  ///< 0 = off
+  double top_p = 1;        ///< 1 = off
+  double log_min_p = -__builtin_inf();
+
+  RLHF_HOST_DEVICE constexpr bool removes() const {
+    return top_k > 0 || top_p < 1 || log_min_p > -__builtin_inf();
+  }
+};
+
+template <class T>
+struct FilterArgs {
+  Wide<T>* logits;  ///< [rows, V], after the soft cap; removed tokens become -inf
+  std::int64_t V;
+  const DrawKey*
+      keys;  ///< [rows]: of the draws that follow, for their temperature; none that removes is greedy
+  const RowFilter* filters;  ///< [rows]
+  double* lse;  ///< [rows]: log-sum-exp of the unfiltered row at its temperature, where one removes
+};
+
 /// One AdamW update of a flat buffer (rlhf/kernels/adamw.h) that also writes the weights the passes read.
 template <class T>
 struct OptimizerArgs {
@@ -221,6 +245,7 @@ struct DeviceKernels {
   void (*logits)(const LogitsArgs<T>&, std::int64_t rows, void* queue);
   /// From (soft-capped) logits to d loss / d raw logits.
   void (*logits_grad)(const LogitsArgs<T>&, std::int64_t rows, void* queue);
+  void (*filter)(const FilterArgs<T>&, std::int64_t rows, void* queue);
   void (*draw)(const DrawArgs<T>&, std::int64_t rows, void* queue);
   /// to = from, rounded to T.
   void (*narrow)(T* to, const Wide<T>* from, std::int64_t n, void* queue);

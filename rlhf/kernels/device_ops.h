@@ -84,6 +84,9 @@ class DeviceOps {
   void logits_grad(const kernels::LogitsArgs<T>& args, std::int64_t rows) {
     kernels_->logits_grad(args, rows, queue());
   }
+  void filter(const kernels::FilterArgs<T>& args, std::int64_t rows) {
+    kernels_->filter(args, rows, queue());
+  }
   void draw(const kernels::DrawArgs<T>& args, std::int64_t rows) { kernels_->draw(args, rows, queue()); }
   void narrow(T* to, const Wide<T>* from, std::int64_t n) { kernels_->narrow(to, from, n, queue()); }
 

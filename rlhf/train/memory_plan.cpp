@@ -352,7 +352,7 @@ std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutO
          bytes_of(kernels::attention_workspace(rows, model.num_heads, model.head_dim, keys, 0),
                   sizeof(float)) +
          bytes_of(kernels::logits_workspace(drawn, model.vocab_size), sizeof(double)) +
-         bytes_of(drawn, sizeof(kernels::LogitsRow) + sizeof(TokenId));
+         bytes_of(drawn, kDrawResultBytes);
 }
 
 std::uint64_t teacher_pass_bytes(const ModelConfig& teacher, const RolloutOptions& rollout,

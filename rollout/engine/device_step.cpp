@@ -26,6 +26,16 @@ kernels::DrawKey key_of(const DrawContext& context) {
           greedy};
 }
 
+kernels::RowFilter filter_of(const DrawContext& context) {
+  const SamplingOptions& sampling = context.request.sampling;
+  kernels::RowFilter filter;
+  if (is_greedy(sampling) || !draws_on_device(context)) return filter;
+  filter.top_k = static_cast<std::int64_t>(std::min<std::size_t>(sampling.top_k, 1U << 30));
+  filter.top_p = sampling.top_p;
+  if (sampling.min_p) filter.log_min_p = std::log(*sampling.min_p);
+  return filter;
+}
+
 }  // namespace
 
 std::int64_t padded_decode_rows(std::int64_t rows) {
@@ -105,13 +115,14 @@ void DeviceStep::decode(const DecoderWeights<T>& weights, const Rows& rows, std:
   x_.reserve_discard(to_size(count * config_.hidden_size));
   runner_.upload(padded_, max_keys);
 
-  StepKey key{count, max_keys, runner_.scratch_addresses()};
+  StepKey key{count, max_keys, has_filters_, runner_.scratch_addresses()};
   for (const void* address :
        {static_cast<const void*>(weights.embedding), static_cast<const void*>(weights.final_norm.weight),
         static_cast<const void*>(weights.head.weight), static_cast<const void*>(x_.data()),
         static_cast<const void*>(hidden_.data()), static_cast<const void*>(logits_.data()),
         static_cast<const void*>(workspace_.data()), static_cast<const void*>(results_.data()),
-        static_cast<const void*>(staging_.device(keys_))})
+        static_cast<const void*>(staging_.device(keys_)),
+        static_cast<const void*>(staging_.device(filters_))})
     key.addresses.push_back(address);
   if (recorded_.size() >= kMostRecordings) recorded_.clear();
   RecordedStep& recorded = recorded_[key];
@@ -134,19 +145,24 @@ void DeviceStep::decode(const DecoderWeights<T>& weights, const Rows& rows, std:
 
 // ---- draws ----
 
-// Rows and keys of the draws, the last one repeated up to `padded`.
+// Rows, keys and filters of the draws, the last one repeated up to `padded`.
 void DeviceStep::stage_draws(std::span<const Draw> draws, std::int64_t padded) {
   std::vector<std::int64_t> rows;
   std::vector<kernels::DrawKey> keys;
+  std::vector<kernels::RowFilter> filters;
   for (const Draw& draw : draws) {
     rows.push_back(draw.row);
     keys.push_back(key_of(draw.context));
+    filters.push_back(filter_of(draw.context));
   }
+  has_filters_ = std::ranges::any_of(filters, &kernels::RowFilter::removes);
   rows.resize(to_size(padded), rows.back());
   keys.resize(to_size(padded), keys.back());
+  filters.resize(to_size(padded), filters.back());
   staging_.clear();
   staged_rows_ = staging_.add(rows);
   keys_ = staging_.add(keys);
+  filters_ = staging_.add(filters);
   staging_.reserve();
   staging_.upload();
 }
@@ -155,20 +171,20 @@ void DeviceStep::reserve(std::int64_t draws) {
   hidden_.reserve_discard(to_size(draws * config_.hidden_size));
   logits_.reserve_discard(to_size(draws * config_.vocab_size));
   workspace_.reserve_discard(to_size(kernels::logits_workspace(draws, config_.vocab_size)));
-  results_.reserve_discard(to_size(draws) * (sizeof(kernels::LogitsRow) + sizeof(TokenId)));
+  results_.reserve_discard(to_size(draws) * kDrawResultBytes);
 }
 
-DeviceStep::Results DeviceStep::results(std::int64_t count) {
-  auto* const statistics = reinterpret_cast<kernels::LogitsRow*>(results_.data());
-  return {statistics, reinterpret_cast<TokenId*>(statistics + count),
-          to_size(count) * (sizeof(kernels::LogitsRow) + sizeof(TokenId))};
+DeviceStep::Results DeviceStep::results(std::byte* memory, std::int64_t count) {
+  auto* const statistics = reinterpret_cast<kernels::LogitsRow*>(memory);
+  auto* const lse = reinterpret_cast<double*>(statistics + count);
+  return {statistics, lse, reinterpret_cast<TokenId*>(lse + count)};
 }
 
-// From x_ to the results; leaves logits_[n, V] soft-capped.
+// From x_ to the results; leaves logits_[n, V] soft-capped and filtered.
 void DeviceStep::queue_draws(const DecoderWeights<T>& weights, std::int64_t count) {
   const std::int64_t D = config_.hidden_size, V = config_.vocab_size;
   const LinearWeights<T>& head = weights.head;
-  const auto [statistics, tokens, bytes] = results(count);
+  const auto [statistics, unfiltered_lse, tokens] = results(results_.data(), count);
   ops_.gather_rows(hidden_.data(), x_.data(), staging_.device(staged_rows_), count, D);
   runner_.final_norm(weights, count, hidden_.data(), hidden_.data(), nullptr, nullptr);
   ops_.linear_wide({hidden_.data(), D, head.weight, head.bias, logits_.data(), V, D, false}, count, V);
@@ -178,20 +194,23 @@ void DeviceStep::queue_draws(const DecoderWeights<T>& weights, std::int64_t coun
                  workspace_.data()},
                 count);
   }
+  if (has_filters_)
+    ops_.filter({logits_.data(), V, staging_.device(keys_), staging_.device(filters_), unfiltered_lse},
+                count);
   ops_.draw({logits_.data(), V, staging_.device(keys_), tokens, statistics, workspace_.data()}, count);
 }
 
 void DeviceStep::read_back(std::span<const Draw> draws, std::int64_t count, std::span<DrawnToken> drawn) {
-  const std::size_t bytes = results(count).bytes;
-  host_results_.resize(bytes);
-  ops_.download(host_results_.data(), results_.data(), bytes);
-  const auto* statistics = reinterpret_cast<const kernels::LogitsRow*>(host_results_.data());
-  const auto* tokens = reinterpret_cast<const TokenId*>(statistics + count);
+  host_results_.resize(to_size(count) * kDrawResultBytes);
+  ops_.download(host_results_.data(), results_.data(), host_results_.size());
+  const auto [statistics, unfiltered_lse, tokens] = results(host_results_.data(), count);
   for (std::size_t i = 0; i < draws.size(); ++i) {
     DrawnToken& out = drawn[i];
     out = {};
     out.token = tokens[i];
     out.log_prob = out.raw_log_prob = static_cast<float>(statistics[i].logprob);
+    if (filter_of(draws[i].context).removes())
+      out.raw_log_prob = static_cast<float>(statistics[i].logprob + statistics[i].lse - unfiltered_lse[i]);
     if (!is_greedy(draws[i].context.request.sampling))
       out.entropy = static_cast<float>(statistics[i].entropy);
   }
@@ -203,7 +222,7 @@ void DeviceStep::draw_others_on_host(std::span<const Draw> draws, std::span<Draw
   const std::int64_t V = config_.vocab_size;
   std::vector<std::size_t> others;
   for (std::size_t i = 0; i < draws.size(); ++i)
-    if (!draws_from_model(draws[i].context)) others.push_back(i);
+    if (!draws_on_device(draws[i].context)) others.push_back(i);
   if (others.empty()) return;
   host_logits_.resize(others.size() * to_size(V));
   for (std::size_t k = 0; k < others.size(); ++k)

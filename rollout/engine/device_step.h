@@ -9,10 +9,9 @@
 
 namespace rlhf {
 
-/// An engine's steps on an accelerator. Rows that are drawn from the model's own distribution, or greedily,
-/// are drawn there, from the same uniform numbers as on the CPU: only the token and its statistics come back.
-/// The logits of rows with filters, penalties, constraints or lists of alternatives come to the host and are
-/// drawn there, by draw_token.
+/// An engine's steps on an accelerator. Rows without penalties, constraints and lists of alternatives are
+/// filtered and drawn there, from the same uniform numbers as on the CPU: only the token and its statistics
+/// come back. The logits of the others come to the host and are drawn there, by draw_token.
 ///
 /// A step that only decodes is recorded (on CUDA: captured as a graph) and replayed by later steps of the
 /// same size: the number of rows is rounded up, by rows that repeat the last one, and so is the number of
@@ -32,15 +31,16 @@ class DeviceStep : public StepProgram {
 
  private:
   using T = Bfloat16;
-  /// Where the chunk's results lie on the device: statistics, then tokens.
+  /// Where the chunk's results lie on the device, one behind the other; or on the host.
   struct Results {
     kernels::LogitsRow* statistics;
+    double* unfiltered_lse;  ///< written where a filter removes something
     TokenId* tokens;
-    std::size_t bytes;
   };
   /// What a recorded step was made for, and with.
   struct StepKey {
     std::int64_t rows = 0, max_keys = 0;
+    bool filters = false;
     std::vector<const void*> addresses;
     auto operator<=>(const StepKey&) const = default;
   };
@@ -56,7 +56,7 @@ class DeviceStep : public StepProgram {
   void stage_draws(std::span<const Draw> draws, std::int64_t padded);
   void reserve(std::int64_t draws);
   void queue_draws(const DecoderWeights<T>& weights, std::int64_t count);
-  Results results(std::int64_t count);
+  static Results results(std::byte* memory, std::int64_t count);
   void read_back(std::span<const Draw> draws, std::int64_t count, std::span<DrawnToken> drawn);
   void draw_others_on_host(std::span<const Draw> draws, std::span<DrawnToken> drawn);
 
@@ -68,6 +68,8 @@ class DeviceStep : public StepProgram {
   Staging staging_;
   Staging::Place<std::int64_t> staged_rows_;
   Staging::Place<kernels::DrawKey> keys_;
+  Staging::Place<kernels::RowFilter> filters_;
+  bool has_filters_ = false;  ///< any of the staged draws
   Buffer<T> x_, hidden_;
   Buffer<float> logits_;
   Buffer<double> workspace_;
@@ -78,6 +80,8 @@ class DeviceStep : public StepProgram {
   std::map<StepKey, RecordedStep> recorded_;
 };
 
+/// Bytes that come back for every draw.
+inline constexpr std::size_t kDrawResultBytes = sizeof(kernels::LogitsRow) + sizeof(double) + sizeof(TokenId);
 /// Rows, and keys of the longest row, of the recorded step that decodes `rows` rows with up to `keys` keys.
 std::int64_t padded_decode_rows(std::int64_t rows);
 std::int64_t padded_decode_keys(std::int64_t keys);

@@ -69,11 +69,12 @@ std::vector<TokenLogProb> most_probable(std::span<const float> logits, std::int6
 
 }  // namespace
 
-bool draws_from_model(const DrawContext& context) {
+bool draws_on_device(const DrawContext& context) {
   const GenerationRequest& request = context.request;
-  return !is_constrained(context) && !has_penalties(request.sampling) &&
-         request.constraint.logit_bias.empty() &&
-         (is_greedy(request.sampling) || keeps_all(request.sampling)) && request.output.top_logprobs == 0;
+  const SamplingOptions& sampling = request.sampling;
+  return !is_constrained(context) && !has_penalties(sampling) && request.constraint.logit_bias.empty() &&
+         (is_greedy(sampling) || keeps_all(sampling) || sampling.min_tokens_to_keep <= 1) &&
+         request.output.top_logprobs == 0;
 }
 
 DrawnToken draw_token(const kernels::Kernels<float>& kernels, const DrawContext& context,

@@ -28,9 +28,9 @@ struct DrawnToken {
   std::vector<TokenLogProb> top;
 };
 
-/// Whether a draw is from the model's own distribution at the request's temperature, or greedy, and records
-/// nothing that needs the row: a kernel can do it without the host.
-bool draws_from_model(const DrawContext& context);
+/// Whether a kernel can make this draw: greedy, or from the model's distribution at the request's
+/// temperature, as far as filters keep it; without penalties, constraints or a list of alternatives.
+bool draws_on_device(const DrawContext& context);
 
 /// Draws the next token from its row of logits [V], after the model's soft cap. A pure function of its
 /// arguments: the draw's counter is (seed, prompt id, sample index, length of the response). Thread-safe.

@@ -44,6 +44,44 @@ TEST_CASE("an engine on an accelerator draws from the model's distribution and r
   });
 }
 
+TEST_CASE("filters on an accelerator draw what the host draws from the same logits", "[device]") {
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    DeviceSetup setup(accelerator);
+    std::vector<GenerationRequest> requests;
+    for (PromptId id = 0; id < 6; ++id) {
+      auto request = make_request(id, 3 + 2 * id, 6);
+      request.num_samples = 2;
+      request.sampling.temperature = id % 2 == 0 ? 1 : 0.7;
+      if (id < 3) request.sampling.top_k = 9;
+      if (id % 3 != 0) request.sampling.top_p = 0.6;
+      if (id > 3) request.sampling.min_p = 0.2;
+      request.output.raw_logprobs = true;
+      requests.push_back(request);
+    }
+    RolloutEngineOptions options;
+    options.max_sequences = 8;
+    const auto on_device = run(*setup.engine(options), setup.model, requests);
+    for (GenerationRequest& request : requests) request.output.top_logprobs = 1;  // needs the row on the host
+    const auto on_host = run(*setup.engine(options), setup.model, requests);
+    REQUIRE(on_device.size() == on_host.size());
+    double filtered = 0;
+    for (const auto& [key, sample] : on_host) {
+      const Sample& got = on_device.at(key);
+      CHECK(got.tokens == sample.tokens);
+      REQUIRE(got.logprobs.size() == sample.logprobs.size());
+      REQUIRE(got.raw_logprobs.size() == got.logprobs.size());
+      REQUIRE(sample.raw_logprobs.size() == got.logprobs.size());
+      for (std::size_t t = 0; t < got.logprobs.size(); ++t) {
+        CHECK(std::abs(got.logprobs[t] - sample.logprobs[t]) < 1e-5F);
+        CHECK(std::abs(got.raw_logprobs[t] - sample.raw_logprobs[t]) < 1e-5F);
+        filtered += got.logprobs[t] - got.raw_logprobs[t];
+      }
+    }
+    CHECK(filtered > 1);
+  });
+}
+
 TEST_CASE("on an accelerator a sample depends neither on its neighbours nor on the cache's size",
           "[device]") {
   on_every_accelerator([&](const Accelerator& accelerator) {

@@ -3,6 +3,7 @@
 
 #include "rlhf/kernels/cuda/append.cuh"
 #include "rlhf/kernels/cuda/elementwise.cuh"
+#include "rlhf/kernels/cuda/filter.cuh"
 #include "rlhf/kernels/cuda/logits.cuh"
 #include "rlhf/kernels/cuda/norm.cuh"
 #include "rlhf/kernels/cuda/optimizer.cuh"
@@ -33,6 +34,7 @@ void fill_rows(DeviceKernels<T>& table) {
   table.copy_blocks = copy_blocks<T>;
   table.logits = logits<T>;
   table.logits_grad = logits_grad<T>;
+  table.filter = filter<T>;
   table.draw = draw<T>;
   table.narrow = narrow<T>;
   table.adamw = adamw<T>;
