@@ -258,6 +258,13 @@ class Bench {
       ops_.draw({values.data(), V, keys.data(), drawn.data(), statistics.data(), workspace.data()}, rows,
                 memory_.queue());
     });
+    // In place, so that from the second time on most of the row is removed already: it reads as much.
+    DeviceBuffer<kernels::RowFilter> filters(
+        memory_, std::vector<kernels::RowFilter>(static_cast<std::size_t>(rows), {50, 0.9}));
+    DeviceBuffer<double> lse(memory_, static_cast<std::size_t>(rows));
+    time("filter by top-k and top-p", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
+      ops_.filter({values.data(), V, keys.data(), filters.data(), lse.data()}, rows, memory_.queue());
+    });
   }
 
   void optimizer() {
