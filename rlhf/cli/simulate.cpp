@@ -2,6 +2,7 @@
 #include <iomanip>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <sstream>
 
 #include "rlhf/cli/prediction.h"
@@ -119,10 +120,11 @@ ModePredictions predict(const SimulateArguments& a, const RunOptions& options,
 }
 
 void simulate(const SimulateArguments& a) {
+  std::optional<ModelConfig> shaped;
+  if (!a.costs.shape.empty()) shaped = shaped_model(a.costs.shape).config;
   const RunOptions options = load_run(a.file, a.set);
   schedule::ModelShape model;
-  if (!a.costs.shape.empty())
-    model = model_shape(shaped_model(a.costs.shape).config, options.rollout.kv_dtype);
+  if (shaped) model = model_shape(*shaped, options.rollout.kv_dtype);
   schedule::CostModel costs = cost_model(a.costs, model);
   if (a.print_rates) {
     std::cout << config::to_yaml_document(config::Schema::of(costs));
