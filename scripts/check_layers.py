@@ -17,7 +17,7 @@ ALLOWED = {
     "rlhf/schedule": ["rlhf/config"],
     "rlhf/data": [],
     "rlhf/report": [],
-    "rlhf/distributed": [],
+    "rlhf/distributed": ["rlhf/tensor"],
     "rlhf/ppo": ["rlhf/config", "rlhf/data"],
     "rlhf/tensor": ["rlhf/memory"],
     "rlhf/kernels": ["rlhf/tensor"],
