@@ -71,6 +71,8 @@ class Collective {
   }
   /// Returns when all ranks have called it.
   virtual void barrier() = 0;
+  /// Throws when it is known that a rank has ended; waits for nothing and may be called by one rank alone.
+  virtual void check_alive() = 0;
 };
 
 /// A run of one process: nothing is exchanged. Has no state, may be shared by everything.

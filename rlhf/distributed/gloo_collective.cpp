@@ -184,6 +184,9 @@ class GlooCollective : public Collective {
   }
 
   void barrier() override { all_gather_bytes(""); }
+  void check_alive() override {
+    for (int peer : peers()) look_for(peer);
+  }
 
  private:
   struct Message {

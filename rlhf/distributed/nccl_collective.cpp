@@ -123,10 +123,19 @@ class NcclCollective : public DeviceCollective {
       fail<CollectiveError>(who(), ": NCCL, ", what, ": other ranks have ended or did not answer within ",
                             std::chrono::duration<double>(options_.timeout).count(), " s");
     }
-    if (passed < std::chrono::microseconds(200))
-      std::this_thread::yield();
-    else
-      std::this_thread::sleep_for(std::chrono::microseconds(passed < std::chrono::seconds(1) ? 20 : 1000));
+    if (passed < std::chrono::microseconds(200)) return std::this_thread::yield();
+    std::this_thread::sleep_for(std::chrono::microseconds(20));
+    if (SteadyClock::now() - last_check_ > std::chrono::seconds(1)) check_alive();
+  }
+  // NCCL does not notice a rank of this machine that is killed; the host's connection to it does.
+  void check_alive() {
+    last_check_ = SteadyClock::now();
+    try {
+      collective_.check_alive();
+    } catch (const CollectiveError&) {
+      abort();
+      throw;
+    }
   }
 
   [[noreturn]] void lost(const char* what, nccl::Result result) {
@@ -149,6 +158,7 @@ class NcclCollective : public DeviceCollective {
   int rank_, ranks_;
   std::string text_;
   nccl::Communicator communicator_ = nullptr;
+  SteadyClock::time_point last_check_ = SteadyClock::now();
 };
 
 // Why NCCL does not connect these ranks; empty when it does. The same on every rank.
