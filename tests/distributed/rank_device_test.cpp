@@ -12,6 +12,25 @@ using Chosen = std::vector<std::optional<int>>;
 
 const std::vector<std::string> kAll = {"a", "b"};
 
+// Rank 0 of two; the other one runs elsewhere and has no GPU.
+class WithoutGpuElsewhere : public Collective {
+ public:
+  int rank() const override { return 0; }
+  int world_size() const override { return 2; }
+  void all_reduce(std::span<float>) override {}
+  void all_reduce(std::span<double>) override {}
+  void reduce_scatter(std::span<float>) override {}
+  void reduce_scatter(std::span<double>) override {}
+  void all_gather(std::span<float>) override {}
+  void all_gather(std::span<double>) override {}
+  std::vector<std::string> all_gather_bytes(const std::string& own) override {
+    return {own, R"({"machine": "elsewhere", "names": [], "problem": "it is missing"})"};
+  }
+  void broadcast(std::span<std::byte>, int) override {}
+  void barrier() override {}
+  void check_alive() override {}
+};
+
 }  // namespace
 
 TEST_CASE("ranks of a machine take its GPUs in their order") {
@@ -41,4 +60,16 @@ TEST_CASE("too few GPUs are named with both numbers, and a rank without any with
   CHECK(gpu_problem(Ranks{{"m", kAll, ""}, {"n", {}, "no NVIDIA driver was found"}}) ==
         "rank 1: no NVIDIA driver was found");
   CHECK(gpu_problem(Ranks{{"m", {""}, "too old"}, {"m", {""}, "too old"}}) == "rank 0: too old");
+}
+
+TEST_CASE("GPUs are for every rank or for none") {
+  WithoutGpuElsewhere ranks;
+  const std::string problem = cuda_status().usable ? "rank 1: it is missing" : "rank 0: ";
+  CHECK_THROWS_AS(RankDevice(Device::kCuda, ranks, {}), ConfigError);
+  CHECK_THROWS_WITH(RankDevice(Device::kCuda, ranks, {}), ContainsSubstring("device: cuda: " + problem));
+  const RankDevice automatic(Device::kAuto, ranks, {});
+  CHECK_FALSE(automatic.accelerator());
+  CHECK_THAT(automatic.text(), ContainsSubstring("cpu (" + problem));
+  CHECK(RankDevice(Device::kCpu, ranks, {}).text() == "cpu");
+  CHECK(RankDevice(Device::kCpu, one_process(), {}).text() == "cpu");
 }
