@@ -175,7 +175,7 @@ MomentPlacement moments_of(const std::string& where) {
 std::vector<std::string> small(std::vector<std::string> overrides = {}) {
   const std::vector<std::string> sizes = {"stages=[sft, preference, ppo]",    "sft.max_steps=3",
                                           "preference.max_steps=2",           "preference.pairs_per_step=3",
-                                          "rollout.max_new_tokens=4",         "ppo.iterations=2",
+                                          "rollout.max_new_tokens=4",         "ppo.iterations=1",
                                           "ppo.critic_init=policy",           "ppo.reward_model_weight=0",
                                           "ppo.algorithm.prompts_per_step=2", "ppo.algorithm.epochs=1",
                                           "ppo.algorithm.mini_batches=1"};
