@@ -17,11 +17,11 @@ ALLOWED = {
     "rlhf/schedule": ["rlhf/config"],
     "rlhf/data": [],
     "rlhf/report": [],
-    "rlhf/distributed": [],
+    "rlhf/distributed": ["rlhf/tensor"],
     "rlhf/ppo": ["rlhf/config", "rlhf/data"],
     "rlhf/tensor": ["rlhf/memory"],
     "rlhf/kernels": ["rlhf/tensor"],
-    "rlhf/model": ["rlhf/config", "rlhf/data", "rlhf/kernels", "rlhf/tensor"],
+    "rlhf/model": ["rlhf/config", "rlhf/data", "rlhf/distributed", "rlhf/kernels", "rlhf/tensor"],
     "rollout/cache": ["rlhf/memory", "rlhf/tensor"],
     "rollout/sampling": ["rlhf/config", "rlhf/data", "rlhf/kernels"],
     "rollout/engine": [

@@ -27,11 +27,14 @@ die() {
   exit 1
 }
 
-# cuBLASLt may only be inside PyTorch's wheels; without it the tests run with the own products and say so.
-find_cublas() {
-  local folder
-  folder=$(python3 -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1] / "nvidia/cu13/lib")' 2>/dev/null) || return 0
-  if [ -e "$folder/libcublasLt.so.13" ]; then export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$folder"; fi
+# cuBLASLt and NCCL may only be inside PyTorch's wheels; without them the tests run with the own products, and through the
+# host's memory, and say so.
+find_libraries() {
+  local wheels file
+  wheels=$(python3 -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1] / "nvidia")' 2>/dev/null) || return 0
+  for file in cu13/lib/libcublasLt.so.13 nccl/lib/libnccl.so.2; do
+    if [ -e "$wheels/$file" ]; then export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$wheels/${file%/*}"; fi
+  done
 }
 
 build() {
@@ -58,6 +61,8 @@ need_gpu() {
   RLHF_TEST_DEVICES=cuda "$test_program" "without a GPU*" || die "this phase needs a GPU; the reason stands above"
 }
 
+# With two GPUs and more this includes runs of several processes (tests/device/ranks_test.cpp); with one they are skipped, and
+# say so.
 run_tests() {
   local program
   for program in "$test_program" "$run_test_program"; do RLHF_TEST_DEVICES=cuda timeout "$limit_s" "$program" || return 1; done
@@ -103,7 +108,7 @@ run_phase() {
   return "$status"
 }
 
-find_cublas
+find_libraries
 phases=("$@")
 if [ ${#phases[@]} -eq 0 ]; then phases=(build test memcheck racecheck initcheck bench models); fi
 for phase in "${phases[@]}"; do

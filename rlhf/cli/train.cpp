@@ -10,7 +10,7 @@
 #include "rlhf/cli/verbs.h"
 #include "rlhf/config/reader.h"
 #include "rlhf/distributed/gloo_collective.h"
-#include "rlhf/kernels/open_device.h"
+#include "rlhf/train/rank_device.h"
 #include "rlhf/train/run_directory.h"
 
 namespace rlhf::cli {
@@ -42,14 +42,18 @@ std::string quoted(const std::string& word) {
   return out + "'";
 }
 
+std::chrono::milliseconds timeout_of(const RunOptions& options) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::duration<double>(options.distributed.timeout_s));
+}
+
 // The processes that a launcher has started as one run.
 std::unique_ptr<Collective> join_ranks(const RunOptions& options) {
   const Launch launch = read_launch();
   if (launch.rank == 0 && launch.world_size > 1)
     std::cerr << "rank 0 of " << launch.world_size << " (" << launch.launcher
               << "): waiting for the others at " << launch.address << ":" << launch.port << "\n";
-  const auto timeout = std::chrono::duration<double>(options.distributed.timeout_s);
-  return connect(launch, std::chrono::duration_cast<std::chrono::milliseconds>(timeout));
+  return connect(launch, timeout_of(options));
 }
 
 // Processes of one machine share its cores.
@@ -87,11 +91,10 @@ void train(const TrainArguments& arguments) {
   settings.fingerprint = fingerprint_of(options);
   settings.collective = collective.get();
   settings.ranks_here = ranks_on_this_machine(*collective);
-  const bool alone = collective->world_size() == 1;
-  if (!alone && options.device == Device::kCuda)
-    fail<ConfigError>("device: several processes (", collective->world_size(),
-                      " here) train on the CPU only; use cpu or auto");
-  const OpenDevice device(alone ? options.device : Device::kCpu);
+  const RankDevice device(options.device, *collective,
+                          {.is_done = cuda_queue_is_done,
+                           .timeout = timeout_of(options),
+                           .nccl_library = process_environment("RLHF_NCCL_LIBRARY").value_or("")});
   settings.accelerator = device.accelerator();
   catch_interrupts();
   if (!collective->is_first()) return follow(options, settings);

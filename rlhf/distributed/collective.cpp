@@ -19,16 +19,26 @@ class OneProcess : public Collective {
   std::vector<std::string> all_gather_bytes(const std::string& own) override { return {own}; }
   void broadcast(std::span<std::byte>, int) override {}
   void barrier() override {}
+  void check_alive() override {}
 };
 
 }  // namespace
 
+Division divide(std::size_t count, int world_size) {
+  RLHF_CHECK(world_size > 0, "divide: by ", world_size, " ranks");
+  constexpr std::size_t kUnit = 64;
+  const auto ranks = static_cast<std::size_t>(world_size);
+  Division division{count / ranks, 0};
+  if (division.each >= kUnit) division.each -= division.each % kUnit;
+  division.rest = count - ranks * division.each;
+  return division;
+}
+
 Slice slice_of(std::size_t count, int rank, int world_size) {
   RLHF_CHECK(world_size > 0 && rank >= 0 && rank < world_size, "slice_of: rank ", rank, " of ", world_size);
-  const auto r = static_cast<std::size_t>(rank), ranks = static_cast<std::size_t>(world_size);
-  const std::size_t each = count / ranks, more = count % ranks;
-  const std::size_t begin = r * each + std::min(r, more);
-  return {begin, begin + each + (r < more)};
+  const Division division = divide(count, world_size);
+  const std::size_t begin = static_cast<std::size_t>(rank) * division.each;
+  return {begin, begin + division.each + (rank == world_size - 1 ? division.rest : 0)};
 }
 
 Collective& one_process() {
@@ -86,10 +96,15 @@ void scatter_slices(Collective& collective, std::span<const float> all, std::spa
   }
 }
 
-int ranks_on_this_machine(Collective& collective) {
+std::string machine_id() {
   std::ifstream file("/proc/sys/kernel/random/boot_id");
   std::string id;
   std::getline(file, id);
+  return id;
+}
+
+int ranks_on_this_machine(Collective& collective) {
+  const std::string id = machine_id();
   const auto ids = collective.all_gather_bytes(id);
   return static_cast<int>(std::ranges::count(ids, id));
 }

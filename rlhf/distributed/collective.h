@@ -21,13 +21,21 @@ struct Slice {
   std::size_t begin = 0, end = 0;
 
   std::size_t size() const { return end - begin; }
+  bool operator==(const Slice&) const = default;
   template <class T>
   std::span<T> of(std::span<T> all) const {
     return all.subspan(begin, size());
   }
 };
-/// The slice of a rank when `count` elements are divided evenly: sizes differ by at most one, in order of the
-/// ranks.
+/// How elements of a flat buffer are divided over ranks: `each` to every rank, in order, and what is left
+/// over to the last one as well. Equal parts are what libraries for devices want; the rest is small.
+struct Division {
+  std::size_t each =
+      0;  ///< a multiple of 64 where it is at least that, so that slices begin on wide accesses
+  std::size_t rest = 0;  ///< fewer than 64 times the ranks
+};
+Division divide(std::size_t count, int world_size);
+/// The slice of a rank when `count` elements are divided.
 Slice slice_of(std::size_t count, int rank, int world_size);
 
 /// What the processes of a run ("ranks", 0 .. world_size - 1) do together. Every rank calls the same
@@ -63,6 +71,8 @@ class Collective {
   }
   /// Returns when all ranks have called it.
   virtual void barrier() = 0;
+  /// Throws when it is known that a rank has ended; waits for nothing and may be called by one rank alone.
+  virtual void check_alive() = 0;
 };
 
 /// A run of one process: nothing is exchanged. Has no state, may be shared by everything.
@@ -81,6 +91,8 @@ std::span<const float> gather_slices(Collective& collective, std::span<float> ow
 /// Gives each rank its slice of what rank 0 has in `all`, which is empty on the others.
 void scatter_slices(Collective& collective, std::span<const float> all, std::span<float> own,
                     std::size_t count);
+/// The same on all processes of one machine, also in containers of it, and different elsewhere.
+std::string machine_id();
 /// Ranks that run on the machine of this one, itself included.
 int ranks_on_this_machine(Collective& collective);
 

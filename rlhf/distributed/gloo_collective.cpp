@@ -184,6 +184,9 @@ class GlooCollective : public Collective {
   }
 
   void barrier() override { all_gather_bytes(""); }
+  void check_alive() override {
+    for (int peer : peers()) look_for(peer);
+  }
 
  private:
   struct Message {
@@ -326,7 +329,7 @@ class GlooCollective : public Collective {
   template <class T>
   void reduce_slices(std::span<T> values) {
     constexpr std::size_t kChunk = kChunkBytes / sizeof(T);
-    const std::size_t longest = slice_of(values.size(), 0, size_).size();
+    const std::size_t longest = slice_of(values.size(), size_ - 1, size_).size();
     for (std::size_t begin = 0; begin < longest; begin += kChunk) {
       std::vector<std::span<T>> parts;
       for (int r = 0; r < size_; ++r) {

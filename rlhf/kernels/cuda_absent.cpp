@@ -13,6 +13,14 @@ CudaStatus cuda_status(int) {
   return {false, kAbsent};
 }
 
+std::vector<std::string> cuda_gpu_names() {
+  return {};
+}
+
+bool cuda_queue_is_done(void*) {
+  fail<Error>("device: cuda: ", kAbsent);
+}
+
 std::unique_ptr<CudaDevice> CudaDevice::open(int) {
   fail<Error>("device: cuda: ", kAbsent);
 }

@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "rlhf/kernels/device_kernels.h"
 #include "rlhf/tensor/device_memory.h"
@@ -18,6 +19,13 @@ struct CudaStatus {
 
 /// Looks for GPU number `index`. Never throws; every error of the driver counts as "not usable".
 CudaStatus cuda_status(int index = 0);
+
+/// UUIDs, in hexadecimal digits, of the GPUs that this process sees, by number; empty for one that cannot be
+/// used. Never throws.
+std::vector<std::string> cuda_gpu_names();
+
+/// Whether everything that was queued in a CudaDevice's queue is done. @throws Error naming a fault
+bool cuda_queue_is_done(void* queue);
 
 /// One GPU: memory, and the stream that kernels and copies are queued in, in the order of the calls from any
 /// thread. A recording is a CUDA graph. A

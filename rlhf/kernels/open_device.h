@@ -9,14 +9,15 @@
 
 namespace rlhf {
 
-/// Where models run. AUTO: the first GPU where one can be used, else the CPU.
+/// Where models run. AUTO: a GPU where one can be used, else the CPU.
 enum class Device { kAuto, kCpu, kCuda };
 
 /// The device that was asked for, opened.
 class OpenDevice {
  public:
-  /// @throws Error for kCuda, with what is missing, where no GPU can be used.
-  explicit OpenDevice(Device wanted);
+  /// @param gpu number of the GPU that is meant
+  /// @throws Error for kCuda, with what is missing, where it cannot be used.
+  explicit OpenDevice(Device wanted, int gpu = 0);
 
   /// Null on the CPU.
   const Accelerator* accelerator() const { return accelerator_ ? &*accelerator_ : nullptr; }

@@ -98,6 +98,9 @@ class Parameters {
   /// Flat views of what learns and of its gradient, in the same order. On an accelerator the weights are
   /// copied from there as far as they are newer, and, where the view can be written, are taken as written:
   /// ask again before writing again. The gradient is the host's, and not used there.
+  ///
+  /// With several ranks on accelerators each has a part of the newest weights, so all ranks must ask
+  /// together after an optimizer step: for these views, for `merged`, and for a model made from this one.
   std::span<T> trainable();
   std::span<const T> trainable() const;
   std::span<T> gradient() { return {gradient_.data(), gradient_.size()}; }

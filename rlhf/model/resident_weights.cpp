@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "rlhf/core/error.h"
+#include "rlhf/distributed/device_collective.h"
 #include "rlhf/model/map_weights.h"
 
 namespace rlhf {
@@ -26,7 +27,9 @@ ResidentWeights::ResidentWeights(const Accelerator& accelerator, const DecoderWe
                                  Host host)
     : accelerator_(accelerator),
       host_(std::move(host)),
-      master_(host_.learning.size(), accelerator.memory),
+      slice_(accelerator.ranks ? accelerator.ranks->slice(host_.learning.size())
+                               : Slice{0, host_.learning.size()}),
+      master_(slice_.size(), accelerator.memory),
       gradient_(host_.gradient.size(), accelerator.memory),
       shadow_(host_.learning.size(), accelerator.memory) {
   if (!host_.host_layers.empty())
@@ -79,7 +82,8 @@ void ResidentWeights::upload() {
   }
   if (!device_is_old_ || size() == 0) return;
   device_is_old_ = false;
-  accelerator_.memory->upload(master_.data(), host_.learning.data(), host_.learning.size_bytes());
+  accelerator_.memory->upload(master_.data(), slice_.of(host_.learning).data(), master_.bytes());
+  if (slice_.size() < size()) return upload_rounded(shadow_.data(), host_.learning);
   accelerator_.kernels->narrow(shadow_.data(), master_.data(), static_cast<std::int64_t>(size()),
                                accelerator_.memory->queue());
   accelerator_.memory->synchronize();
@@ -111,7 +115,8 @@ void ResidentWeights::zero_gradient() {
 
 void ResidentWeights::update_host() {
   if (!host_is_old_.exchange(false)) return;
-  accelerator_.memory->download(host_.learning.data(), master_.data(), master_.bytes());
+  accelerator_.memory->download(slice_.of(host_.learning).data(), master_.data(), master_.bytes());
+  if (accelerator_.ranks) accelerator_.ranks->host().all_gather(host_.learning);
 }
 
 void ResidentWeights::copy_from(ResidentWeights& other) {

@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "rlhf/distributed/collective.h"
 #include "rlhf/kernels/accelerator.h"
 #include "rlhf/model/decoder_weights.h"
 #include "rlhf/model/layer_stream.h"
@@ -26,7 +27,8 @@ struct FrozenWeights {
 };
 
 /// One model's weights in a device's memory. What learns is there as float master weights with their
-/// gradient, and rounded for passes; what is frozen is there rounded only.
+/// gradient, and rounded for passes; what is frozen is there rounded only. With several ranks
+/// (Accelerator::ranks) each has the master weights of its slice alone.
 ///
 /// The host has the same weights; either side may be written. It says so here, and the other side is brought
 /// up to date when it is read next. What the host has written is there for every queue of the device; what
@@ -47,9 +49,10 @@ class ResidentWeights {
   /// For passes. Brings what the host has written; may be called from several threads.
   const DecoderWeights<Bfloat16>& weights();
 
-  /// What an optimizer reads and writes: [size()] on the device. Call `weights` before and `device_written`
-  /// after it.
+  /// What an optimizer reads and writes on the device: [size()], the master weights [slice().size()]. Call
+  /// `weights` before and `device_written` after it.
   std::size_t size() const { return host_.learning.size(); }
+  Slice slice() const { return slice_; }
   float* master() { return master_.data(); }
   Bfloat16* shadow() { return shadow_.data(); }
   float* gradient() { return gradient_.data(); }
@@ -58,7 +61,7 @@ class ResidentWeights {
   /// The host's learning weights have been, or are about to be, written; frozen ones say so themselves.
   void host_written() { device_is_old_ = true; }
   void device_written() { host_is_old_ = true; }
-  /// Brings what the device has written.
+  /// Brings what the device has written; with several ranks from all of them: they call it together.
   void update_host();
   /// Takes over what another model of the same shape has learned, on the device.
   void copy_from(ResidentWeights& other);
@@ -77,6 +80,7 @@ class ResidentWeights {
 
   Accelerator accelerator_;
   Host host_;
+  Slice slice_;
   std::mutex mutex_;  ///< of `weights`
   std::atomic<bool> device_is_old_ = true, host_is_old_ = false;
   Buffer<float> master_, gradient_;

@@ -69,8 +69,9 @@ std::int64_t StageCheckpoint::restore(std::map<std::string, double>& numbers) {
     const std::string tensors = state.at("tensors");
     const auto file = first ? WeightFile::open(folder_ / tensors) : nullptr;
     for (const LearningModel& model : models_) {
-      if (first) file->read(model.name + ".weights", model.parameters->trainable());
-      collective.broadcast(model.parameters->trainable(), 0);
+      const std::span<float> weights = model.parameters->trainable();
+      if (first) file->read(model.name + ".weights", weights);
+      collective.broadcast(weights, 0);
       if (!model.optimizer) continue;
       const auto read_moment = [&](const char* name, std::span<float> own) {
         if (collective.world_size() == 1) return file->read(model.name + name, own);

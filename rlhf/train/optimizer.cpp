@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "rlhf/core/error.h"
+#include "rlhf/distributed/device_collective.h"
 #include "rlhf/kernels/accelerator.h"
 #include "rlhf/kernels/adamw.h"
 
@@ -68,21 +69,28 @@ kernels::AdamwFactors Optimizer<T>::next_factors(double learning_rate) {
   return adamw_factors(numbers);
 }
 
-// The norm comes to the host, which must know whether the step counts: one wait a step.
+// The norm comes to the host, which must know whether the step counts: one wait a step. With several ranks
+// there is a second one, for the weights: until they are there, a rank that has gone must be noticed.
 template <class T>
 typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& weights, double learning_rate,
                                                                double gradient_scale) {
-  RLHF_CHECK(collective_.world_size() == 1, "Optimizer: several processes train on the CPU only");
   const Accelerator& device = weights.accelerator();
   DeviceMemory& memory = *device.memory;
+  DeviceCollective* const ranks = device.ranks;
+  RLHF_CHECK(weights.slice() == slice_, "Optimizer: of ", num_elements_, " weights rank ", collective_.rank(),
+             " of ", collective_.world_size(), " updates ", slice_.size(), " and its accelerator has ",
+             weights.slice().size(), " (Accelerator::ranks)");
   weights.weights();
+  if (ranks) ranks->reduce_scatter(weights.gradient(), num_elements_);
   if (numbers_.size() == 0) numbers_ = Buffer<double>(2 + kernels::kSumPartials, &memory);
   double *const square = numbers_.data(), *const scale = square + 1, *const partials = square + 2;
-  const auto count = static_cast<std::int64_t>(num_elements_);
   if (moments_.on_host) stream(memory).fetch();
-  device.kernels->sum_squares(square, partials, weights.gradient(), count, memory.queue());
+  device.kernels->sum_squares(square, partials, weights.gradient() + slice_.begin,
+                              static_cast<std::int64_t>(slice_.size()), memory.queue());
+  if (ranks) ranks->wait();
   double squares = 0;
   memory.download(&squares, square, sizeof(squares));
+  collective_.all_reduce(std::span(&squares, 1));
   StepResult result;
   result.gradient_norm = gradient_scale * std::sqrt(squares);
   result.skipped = !std::isfinite(result.gradient_norm);
@@ -90,26 +98,32 @@ typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& 
     const double factor = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
     memory.upload(scale, &factor, sizeof(factor));
     update(weights, next_factors(learning_rate), scale);
+    if (ranks) {
+      ranks->all_gather(weights.shadow(), num_elements_, sizeof(Bfloat16));
+      ranks->wait();
+    }
     weights.device_written();
   }
   weights.zero_gradient();
   return result;
 }
 
+// Of this rank's slice.
 template <class T>
 void Optimizer<T>::update(ResidentWeights& weights, const kernels::AdamwFactors& factors,
                           const double* scale) {
   DeviceMemory& memory = *weights.accelerator().memory;
   const auto update_part = [&](std::size_t begin, std::size_t count, float* first, float* second) {
+    const std::size_t at = slice_.begin + begin;
     weights.accelerator().kernels->adamw(
         factors,
-        {weights.master() + begin, weights.shadow() + begin, weights.gradient() + begin, first, second,
-         nullptr, static_cast<std::int64_t>(count), scale},
+        {weights.master() + begin, weights.shadow() + at, weights.gradient() + at, first, second, nullptr,
+         static_cast<std::int64_t>(count), scale},
         memory.queue());
   };
   if constexpr (std::is_same_v<T, float>) {
     if (!moments_.on_host)
-      return update_part(0, num_elements_, first_.device(memory), second_.device(memory));
+      return update_part(0, slice_.size(), first_.device(memory), second_.device(memory));
     stream(memory).pass(update_part);
   }
 }

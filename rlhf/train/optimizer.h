@@ -34,7 +34,7 @@ struct MomentPlacement {
 ///
 /// With several ranks each holds the moments of its slice alone and updates that (ZeRO stage 1, Rajbhandari
 /// et al. 2020): gradients are summed to the slices' ranks, new weights are gathered from them. A model on an
-/// accelerator is updated there, with moments there, and by one rank only.
+/// accelerator is updated there, with moments there, and the rounded weights are what is gathered.
 template <class T>
 class Optimizer {
  public:

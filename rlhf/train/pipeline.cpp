@@ -64,9 +64,6 @@ void Pipeline::place_models() {
                         " is for a GPU; on the CPU K and V are fp32: leave it out, or set device: cuda");
     return;
   }
-  if (collective_.world_size() > 1)
-    fail<ConfigError>("device: several processes (", collective_.world_size(),
-                      " here) train on the CPU only");
   if (options_.rollout.weights != WeightFormat::kFp32)
     fail<ConfigError>("rollout.weights: ", to_string(options_.rollout.weights), " is for the CPU; on ",
                       settings_.accelerator->name, " all weights are bf16: leave it out, or set device: cpu");
@@ -399,11 +396,12 @@ bool Pipeline::is_done(const std::string& stage) const {
 }
 
 void Pipeline::save_final(const std::string& stage, const Parameters<float>& parameters) {
-  if (settings_.directory.empty() || !collective_.is_first()) return;
+  if (settings_.directory.empty()) return;
+  const std::span<const float> weights = parameters.trainable();  // of all ranks
+  if (!collective_.is_first()) return;
   const auto folder = settings_.directory / "checkpoints";
   std::filesystem::create_directories(folder);
   if (options_.run.export_stages) policy_.save(folder / stage, parameters);
-  const std::span<const float> weights = parameters.trainable();
   const std::vector<OutputTensor> tensors = {
       {"weights", {static_cast<std::int64_t>(weights.size())}, weights}};
   save_safetensors(folder / (stage + ".final.safetensors"), tensors);
@@ -411,8 +409,9 @@ void Pipeline::save_final(const std::string& stage, const Parameters<float>& par
 
 void Pipeline::load_final(const std::string& stage, Parameters<float>& parameters) {
   const auto path = settings_.directory / "checkpoints" / (stage + ".final.safetensors");
-  if (collective_.is_first()) WeightFile::open(path)->read("weights", parameters.trainable());
-  collective_.broadcast(parameters.trainable(), 0);
+  const std::span<float> weights = parameters.trainable();
+  if (collective_.is_first()) WeightFile::open(path)->read("weights", weights);
+  collective_.broadcast(weights, 0);
   observer_.message(LogLevel::kInfo, concat("stage ", stage, " is done already: ", path.string()));
 }
 

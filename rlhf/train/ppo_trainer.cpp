@@ -109,7 +109,8 @@ void PpoTrainer::report(const PpoWorkload::Batch& batch, const schedule::Iterati
   log_samples(responses, number);
   setting_.context.observer->step("ppo", number, setting_.options.iterations, metrics);
   watch_proxy(metrics, number);
-  if (setting_.context.observer->wants_records())
+  // All ranks, because each may have a part of the newest weights only.
+  if (first_rank_says(*setting_.context.collective, setting_.context.observer->wants_records()))
     setting_.context.observer->record("ppo", number, hashes_after(responses));
 }
 

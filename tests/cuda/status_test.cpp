@@ -1,4 +1,7 @@
 #include "rlhf/kernels/open_device.h"
+
+#include <algorithm>
+
 #include "tests/cuda/devices.h"
 
 using namespace rlhf;
@@ -22,6 +25,19 @@ TEST_CASE("a GPU that does not exist is named") {
   const CudaStatus status = cuda_status(1000);
   CHECK_FALSE(status.usable);
   if (cuda_status().usable) CHECK(status.text.find("no GPU number 1000") != std::string::npos);
+}
+
+TEST_CASE("GPUs have names, by number") {
+  const std::vector<std::string> names = cuda_gpu_names();
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    CHECK(names[i].size() == (cuda_status(static_cast<int>(i)).usable ? 32u : 0u));
+    CHECK(std::ranges::count(names, names[i]) == (names[i].empty() ? std::ranges::count(names, "") : 1));
+  }
+  if (!cuda_status().usable) return;
+  CHECK_FALSE(names.empty());
+  const auto device = CudaDevice::open();
+  device->synchronize();
+  CHECK(cuda_queue_is_done(device->queue()));
 }
 
 TEST_CASE("device buffers hold what they were given") {

@@ -20,15 +20,6 @@ void append(std::string& out, const std::vector<T>& values) {
   out.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
 }
 
-// Beginning of a rank's slice, by the rule in the interface: the first ranks have one more.
-std::size_t begin_of(std::size_t count, int rank, int ranks) {
-  std::size_t begin = 0;
-  for (int r = 0; r < rank; ++r)
-    begin += count / static_cast<std::size_t>(ranks) +
-             (static_cast<std::size_t>(r) < count % static_cast<std::size_t>(ranks));
-  return begin;
-}
-
 template <class T>
 void append_expected(std::string& out, int rank, int ranks) {
   for (const std::size_t count : kCounts) {
@@ -97,16 +88,19 @@ int intrude(int port, const std::string& bytes) {
 
 }  // namespace
 
-TEST_CASE("slices cover a buffer in order and differ by at most one") {
-  for (const std::size_t count : {0u, 1u, 7u, 8u, 1001u})
+TEST_CASE("slices cover a buffer in order, are equal but for a rest, and begin on multiples of 64") {
+  CHECK(slice_of(1001, 0, 3).size() == 320);
+  CHECK(slice_of(1001, 2, 3).size() == 361);
+  CHECK(slice_of(7, 0, 2).size() == 3);
+  CHECK(slice_of(7, 1, 2).size() == 4);
+  for (const std::size_t count : {0u, 1u, 7u, 8u, 191u, 1001u})
     for (const int ranks : {1, 2, 3, 8}) {
       std::size_t end = 0;
       for (int r = 0; r < ranks; ++r) {
         const Slice slice = slice_of(count, r, ranks);
         CHECK(slice.begin == end);
         CHECK(slice.begin == begin_of(count, r, ranks));
-        CHECK(slice.size() >= count / static_cast<std::size_t>(ranks));
-        CHECK(slice.size() <= count / static_cast<std::size_t>(ranks) + 1);
+        if (r < ranks - 1) CHECK(slice.size() == divide(count, ranks).each);
         end = slice.end;
       }
       CHECK(end == count);

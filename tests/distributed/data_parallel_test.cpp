@@ -60,13 +60,13 @@ std::map<std::pair<std::string, std::int64_t>, nlohmann::json> read_metrics(
   return steps;
 }
 
-// Starts the program on options in a file of their own.
+// Starts the program on options in a file of their own, without the GPUs that there may be.
 std::vector<Process> start_run(const TinyData& data, RunOptions options, int ranks,
                                const Overrides& words = {}) {
   options.distributed.timeout_s = std::min(options.distributed.timeout_s, 15.0);
   const auto file = data.path(std::filesystem::path(options.run.dir).filename().string() + ".yaml");
   config::save_resolved(file, options);
-  Overrides command = {RLHF_PROGRAM, "train", file.string()};
+  Overrides command = {"/usr/bin/env", "CUDA_VISIBLE_DEVICES=", RLHF_PROGRAM, "train", file.string()};
   command.insert(command.end(), words.begin(), words.end());
   return start_ranks(data.folder(), command, ranks);
 }
@@ -355,6 +355,19 @@ TEST_CASE("a reward server is asked once for each response, whatever the number 
   compare(data, "best", best, {"rejection_sampling"}, {2});
   // Three responses to each of five prompts, and the evaluations of two models.
   CHECK(asked == 2 * (5 * 3 + 2 * 5));
+}
+
+TEST_CASE("several processes without GPUs run on CPUs, and say why") {
+  if (is_without_gloo()) return;
+  const TinyData data;
+  auto processes = start_run(data, data.options("cuda", {"stages=[sft]"}), 2, {"--set", "device=cuda"});
+  for (Process& process : processes) {
+    CHECK(process.wait() == 2);
+    CHECK_THAT(process.err(), ContainsSubstring("device: no GPU can be used"));
+  }
+  auto automatic = start_run(data, data.options("auto", {"stages=[sft]", "device=auto"}), 2);
+  check_success(automatic);
+  CHECK_THAT(automatic[0].err(), ContainsSubstring("device: cpu (rank 0: "));
 }
 
 TEST_CASE("several processes refuse modes that overlap") {

@@ -21,8 +21,24 @@ std::vector<T> values_of(int rank, std::size_t count) {
   return values;
 }
 
+/// Elements of two bytes.
+inline std::vector<std::uint16_t> halves_of(int rank, std::size_t count) {
+  std::vector<std::uint16_t> values(count);
+  for (std::size_t i = 0; i < count; ++i)
+    values[i] = static_cast<std::uint16_t>(i * 7919 + static_cast<std::size_t>(rank) * 131);
+  return values;
+}
+
 /// No element, fewer than ranks, an odd count, one above the bound for small messages, several chunks.
 inline const std::vector<std::size_t> kCounts = {0, 1, 3, 1000, 5001, 1200003};
+
+/// Beginning of a rank's slice, by the rule in the interface: a multiple of 64 elements to everybody where
+/// there are that many, and the rest to the last.
+inline std::size_t begin_of(std::size_t count, int rank, int ranks) {
+  const std::size_t even = count / static_cast<std::size_t>(ranks);
+  if (rank == ranks) return count;
+  return static_cast<std::size_t>(rank) * (even < 64 ? even : even / 64 * 64);
+}
 
 inline std::string text_of(int rank) {
   return std::string(static_cast<std::size_t>(rank) * 3000, static_cast<char>('a' + rank));

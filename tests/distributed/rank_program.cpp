@@ -5,7 +5,9 @@
 #include <cstdio>
 #include <iostream>
 
+#include "rlhf/distributed/device_collective.h"
 #include "rlhf/distributed/gloo_collective.h"
+#include "rlhf/distributed/launch.h"
 #include "tests/distributed/exchanged.h"
 
 using namespace rlhf;
@@ -58,6 +60,50 @@ void exchange(Collective& collective) {
   std::fputs(first ? "yes" : "no", stdout);
 }
 
+void reduce_and_gather(Collective& collective, DeviceMemory& memory, DeviceCollective& devices) {
+  std::cerr << devices.text() << "\n";
+  for (const std::size_t count : kCounts) {
+    const std::vector<float> own = values_of<float>(collective.rank(), count);
+    DeviceBuffer<float> sums(memory, own), gathered(memory, own);
+    DeviceBuffer<std::uint16_t> halves(memory, halves_of(collective.rank(), count));
+    devices.reduce_scatter(sums.data(), count);
+    devices.all_gather(gathered.data(), count, sizeof(float));
+    devices.all_gather(halves.data(), count, sizeof(std::uint16_t));
+    devices.wait();
+    const Slice slice = slice_of(count, collective.rank(), collective.world_size());
+    const std::vector<float> summed = sums.values();
+    write<float>(slice.of(std::span(summed)));
+    write<float>(gathered.values());
+    write<std::uint16_t>(halves.values());
+  }
+}
+
+// Arrays in a memory of their own, which is this process's.
+void exchange_on_devices(Collective& collective, const std::string& scenario,
+                         std::chrono::milliseconds timeout) {
+  HostMemory memory(nullptr);
+  if (scenario == "staged") {
+    const auto staged = make_staged_collective(collective, memory, "a test", 3000);
+    return reduce_and_gather(collective, memory, *staged);
+  }
+  const bool is_stuck = scenario == "devices_stuck";
+  const auto devices =
+      make_device_collective(collective, memory,
+                             {.is_done = [=](void*) { return !is_stuck; },
+                              .timeout = timeout,
+                              .nccl_library = process_environment("RLHF_NCCL_LIBRARY").value_or("")});
+  if (scenario == "devices_repeat") {
+    DeviceBuffer<float> values(memory, std::vector<float>(5000, 1));
+    std::cerr << "begun" << std::endl;
+    while (true) {
+      devices->all_gather(values.data(), values.size(), sizeof(float));
+      devices->wait();
+    }
+  }
+  if (scenario == "devices_absent" && collective.rank() == collective.world_size() - 1) sleep(60);
+  reduce_and_gather(collective, memory, *devices);
+}
+
 // Adds up until somebody ends.
 void repeat(Collective& collective) {
   std::vector<float> values(100000, 1);
@@ -77,10 +123,13 @@ int main(int, char** argv) {
   const std::string scenario = argv[1];
   try {
     const Launch launch = read_launch();
-    const auto collective = connect(launch, std::chrono::milliseconds(std::stoi(argv[2])));
+    const std::chrono::milliseconds timeout(std::stoi(argv[2]));
+    const auto collective = connect(launch, timeout);
     if (scenario == "exchange") exchange(*collective);
     if (scenario == "repeat") repeat(*collective);
     if (scenario == "wait") wait_for_last(*collective);
+    if (scenario == "staged" || scenario.starts_with("devices"))
+      exchange_on_devices(*collective, scenario, timeout);
     return 0;
   } catch (const Error& error) {
     std::cerr << "error: " << error.what() << "\n";

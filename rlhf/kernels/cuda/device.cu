@@ -83,7 +83,11 @@ class StreamDevice : public CudaDevice {
     use();
     check(cudaStreamSynchronize(stream_), "waiting for kernels");
   }
-  void* queue() override { return recorded_ == this ? recording_stream_ : stream_; }
+  // Asked for before every kernel, which goes to the current device of the calling thread.
+  void* queue() override {
+    use();
+    return recorded_ == this ? recording_stream_ : stream_;
+  }
   std::unique_ptr<DeviceMemory> new_queue(bool urgent) override {
     return std::make_unique<StreamDevice>(index_, urgent, counter_);
   }
@@ -139,13 +143,18 @@ thread_local cudaStream_t StreamDevice::recording_stream_ = nullptr;
 
 class Graph : public DeviceMemory::Recording {
  public:
-  Graph(cudaGraphExec_t graph, cudaStream_t stream) : graph_(graph), stream_(stream) {}
+  Graph(cudaGraphExec_t graph, cudaStream_t stream, int index)
+      : graph_(graph), stream_(stream), index_(index) {}
   ~Graph() override { cudaGraphExecDestroy(graph_); }
-  void replay() override { check(cudaGraphLaunch(graph_, stream_), "queueing a graph"); }
+  void replay() override {
+    check(cudaSetDevice(index_), "choosing the GPU");
+    check(cudaGraphLaunch(graph_, stream_), "queueing a graph");
+  }
 
  private:
   cudaGraphExec_t graph_;
   cudaStream_t stream_;
+  int index_;
 };
 
 std::unique_ptr<DeviceMemory::Recording> StreamDevice::record(const std::function<void()>& work) {
@@ -175,7 +184,7 @@ std::unique_ptr<DeviceMemory::Recording> StreamDevice::record(const std::functio
   const cudaError_t made = cudaGraphInstantiate(&executable, graph, 0);
   cudaGraphDestroy(graph);
   check(made, "making a graph");
-  return std::make_unique<Graph>(executable, stream_);
+  return std::make_unique<Graph>(executable, stream_, index_);
 }
 
 }  // namespace

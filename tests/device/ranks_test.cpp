@@ -1,0 +1,392 @@
+// Several processes, each with an accelerator of its own: the emulator in every one, or, with
+// RLHF_TEST_DEVICES=cuda, a GPU for each. A rank is this program again, in one of the hidden test cases
+// below.
+#include <cmath>
+#include <fstream>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "rlhf/config/writer.h"
+#include "rlhf/distributed/device_collective.h"
+#include "rlhf/distributed/gloo_collective.h"
+#include "rlhf/model/weight_file.h"
+#include "rlhf/train/language_model.h"
+#include "rlhf/train/optimizer.h"
+#include "rlhf/train/rank_device.h"
+#include "tests/device/accelerators.h"
+#include "tests/distributed/processes.h"
+#include "tests/train/tiny_run.h"
+
+using namespace rlhf;
+using Start = PipelineSettings::Start;
+
+namespace {
+
+// The emulator is slow, and several share a machine's cores.
+constexpr std::chrono::milliseconds kPatience = std::chrono::minutes(2);
+
+bool on_gpus() {
+  return wants_device("cuda") && !wants_device("emulated");
+}
+
+bool is_skipped(int ranks) {
+  if (!has_gloo()) WARN("skipped: built without Gloo");
+  const std::size_t gpus = on_gpus() ? cuda_gpu_names().size() : 0;
+  const bool too_few = on_gpus() && gpus < static_cast<std::size_t>(ranks);
+  if (too_few) WARN("skipped: " << ranks << " ranks need as many GPUs, this machine has " << gpus);
+  return !has_gloo() || too_few;
+}
+
+std::string variable(const char* name) {
+  return process_environment(name).value_or("");
+}
+
+// This process's accelerator.
+class OwnAccelerator {
+ public:
+  explicit OwnAccelerator(Collective& collective) {
+    if (on_gpus()) {
+      gpu_.emplace(Device::kCuda, collective,
+                   DeviceCollectiveOptions{.is_done = cuda_queue_is_done, .timeout = kPatience});
+      return;
+    }
+    constexpr std::size_t kBytes = std::size_t{1} << 30;
+    memory_.emplace(std::make_shared<GuardedSpace>(kBytes));
+    if (collective.world_size() > 1) ranks_ = make_staged_collective(collective, *memory_, "emulated", 2000);
+    emulated_ = {&emulated_kernels<Bfloat16>(), &*memory_, kBytes, "emulated", 1e9, ranks_.get()};
+  }
+  const Accelerator& get() const { return gpu_ ? *gpu_->accelerator() : emulated_; }
+
+ private:
+  std::optional<RankDevice> gpu_;
+  std::optional<LooseQueue> memory_;
+  std::unique_ptr<DeviceCollective> ranks_;
+  Accelerator emulated_;
+};
+
+// The ranks of a hidden test case; what they write is in `folder`.
+std::vector<Process> start_test(const TemporaryFolder& folder, const std::string& tag, int ranks,
+                                const std::vector<std::string>& variables = {}) {
+  std::vector<std::string> words = {"/usr/bin/env"};
+  words.insert(words.end(), variables.begin(), variables.end());
+  words.push_back(std::filesystem::read_symlink("/proc/self/exe").string());
+  words.push_back(tag);
+  return start_ranks(folder, words, ranks);
+}
+
+void check_success(std::vector<Process>& processes) {
+  for (Process& process : processes) {
+    const int code = process.wait(240);
+    INFO(process.err() << process.out());
+    CHECK(code == 0);
+  }
+}
+
+template <class V>
+void write_values(const std::string& file, std::span<const V> values) {
+  std::ofstream out(file, std::ios::binary);
+  out.write(reinterpret_cast<const char*>(values.data()), static_cast<std::streamsize>(values.size_bytes()));
+}
+std::vector<float> read_floats(const std::filesystem::path& file) {
+  const std::string bytes = read_text_file(file);
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
+  REQUIRE(a.size() == b.size());
+  double largest = 0;
+  for (std::size_t i = 0; i < a.size(); ++i)
+    largest = std::max(largest, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
+  return largest;
+}
+
+// The optimizer alone.
+
+LanguageModel make_model() {
+  NewModelOptions options;
+  options.layers = 1;
+  options.hidden_size = 16;
+  options.heads = 2;
+  options.kv_heads = 1;
+  options.intermediate_size = 23;  // so that no slice is as long as another
+  options.max_positions = 64;
+  options.initial_std = 0.2;
+  return LanguageModel::create(options, {}, 4);
+}
+
+// Multiples of 1/64 up to 1: sums over ranks, and of squares, are exact in any order.
+std::vector<float> gradient_of(int rank, int step, std::size_t count) {
+  RandomStream random(17, static_cast<std::uint64_t>(100 * step + rank));
+  std::vector<float> values(count);
+  for (float& value : values) value = static_cast<float>(static_cast<int>(random.below(129)) - 64) / 64;
+  return values;
+}
+
+struct Learned {
+  std::vector<float> masters, rounded;
+  std::vector<double> norms;
+};
+
+// Steps with gradients that are put there; `gradient` gives a step's.
+template <class Gradient>
+Learned take_steps(const Accelerator& accelerator, Collective& collective, MomentPlacement moments,
+                   const Gradient& gradient) {
+  ThreadPool pool(1);
+  const Compute<float> compute(pool, kernels::detect_cpu_isa(), &accelerator);
+  LanguageModel model = make_model();
+  model.parameters().place_on(accelerator);
+  ResidentWeights& weights = *model.parameters().resident();
+  ppo::OptimizerOptions options;
+  options.max_grad_norm = 1;
+  Optimizer<float> optimizer(options, model.parameters().num_trainable(), collective, moments);
+  Learned learned;
+  for (int step = 0; step < 4; ++step) {
+    std::vector<float> values = gradient(step, weights.size());
+    if (step == 2) values[5] = std::numeric_limits<float>::infinity();  // skipped, on all ranks
+    accelerator.memory->upload(weights.gradient(), values.data(), values.size() * sizeof(float));
+    const auto result = optimizer.step(compute, model.parameters(), 0.01, 0.5);
+    CHECK(result.skipped == (step == 2));
+    if (step != 2) learned.norms.push_back(result.gradient_norm);
+  }
+  std::vector<Bfloat16> rounded(weights.size());
+  accelerator.memory->download(rounded.data(), weights.shadow(), rounded.size() * sizeof(Bfloat16));
+  for (const Bfloat16 value : rounded) learned.rounded.push_back(to_float(value));
+  const auto masters = std::as_const(model).parameters().trainable();
+  learned.masters.assign(masters.begin(), masters.end());
+  // Moments of all ranks, behind the masters: what a checkpoint holds.
+  for (const auto own : {optimizer.first_moment(), optimizer.second_moment()}) {
+    std::vector<float> storage;
+    const auto all = gather_slices(collective, own, weights.size(), storage);
+    learned.masters.insert(learned.masters.end(), all.begin(), all.end());
+  }
+  return learned;
+}
+
+MomentPlacement moments_of(const std::string& where) {
+  // The last piece is shorter than the others, and not the same on all ranks.
+  return where == "host" ? MomentPlacement{.on_host = true, .piece_elements = 1000} : MomentPlacement{};
+}
+
+// Whole runs.
+
+std::vector<std::string> small(std::vector<std::string> overrides = {}) {
+  const std::vector<std::string> sizes = {"stages=[sft, preference, ppo]",    "sft.max_steps=3",
+                                          "preference.max_steps=2",           "preference.pairs_per_step=3",
+                                          "rollout.max_new_tokens=4",         "ppo.iterations=1",
+                                          "ppo.critic_init=policy",           "ppo.reward_model_weight=0",
+                                          "ppo.algorithm.prompts_per_step=2", "ppo.algorithm.epochs=1",
+                                          "ppo.algorithm.mini_batches=1"};
+  overrides.insert(overrides.begin(), sizes.begin(), sizes.end());
+  return overrides;
+}
+
+std::vector<Process> start_run(const TinyData& data, const RunOptions& options, int ranks,
+                               const std::vector<std::string>& variables = {}) {
+  const auto file = data.path(std::filesystem::path(options.run.dir).filename().string() + ".yaml");
+  config::save_resolved(file, options);
+  std::vector<std::string> all = {"RLHF_TEST_RUN=" + file.string()};
+  all.insert(all.end(), variables.begin(), variables.end());
+  return start_test(data.folder(), "[run-rank]", ranks, all);
+}
+
+std::vector<float> final_weights(const TinyData& data, const std::string& run, const std::string& stage) {
+  const auto file = WeightFile::open(data.path(run) / "checkpoints" / (stage + ".final.safetensors"));
+  std::vector<float> weights(static_cast<std::size_t>(file->find("weights")->num_elements()));
+  file->read("weights", std::span(weights));
+  return weights;
+}
+
+std::map<std::pair<std::string, std::int64_t>, nlohmann::json> read_metrics(
+    const std::filesystem::path& run) {
+  std::map<std::pair<std::string, std::int64_t>, nlohmann::json> steps;
+  std::istringstream lines(read_text_file(run / "metrics.jsonl"));
+  for (std::string line; std::getline(lines, line);) {
+    auto json = nlohmann::json::parse(line);
+    const std::pair<std::string, std::int64_t> key = {json.at("stage"), json.at("step")};
+    CHECK(steps.emplace(key, std::move(json)).second);
+  }
+  return steps;
+}
+
+}  // namespace
+
+TEST_CASE("one rank of an optimizer", "[.][optimizer-rank]") {
+  const auto collective = connect(read_launch(), kPatience);
+  const OwnAccelerator accelerator(*collective);
+  const Learned learned =
+      take_steps(accelerator.get(), *collective, moments_of(variable("RLHF_TEST_MOMENTS")),
+                 [&](int step, std::size_t count) { return gradient_of(collective->rank(), step, count); });
+  const std::string end = "." + std::to_string(collective->rank());
+  write_values<float>("masters" + end, learned.masters);
+  write_values<float>("rounded" + end, learned.rounded);
+  write_values<double>("norms" + end, learned.norms);
+}
+
+TEST_CASE("one rank of a run", "[.][run-rank]") {
+  const auto options = config::load<RunOptions>(variable("RLHF_TEST_RUN"));
+  const auto collective = connect(read_launch(), kPatience);
+  const OwnAccelerator accelerator(*collective);
+  std::optional<RunDirectory> directory;
+  const Start start = variable("RLHF_TEST_RESUME").empty() ? Start::kFresh : Start::kResume;
+  if (collective->is_first()) directory.emplace(options, start, Progress::Options{}, [](std::string_view) {});
+  Watcher watcher(directory ? &*directory : nullptr);
+  watcher.stop_step = std::atoi(variable("RLHF_TEST_STOP_STEP").c_str());
+  if (watcher.stop_step > 0) watcher.stop_stage = "sft";
+  PipelineSettings settings;
+  settings.start = start;
+  settings.directory = options.directory();
+  settings.stop = &watcher.stop;
+  settings.fingerprint = fingerprint_of(options);
+  settings.collective = collective.get();
+  settings.accelerator = &accelerator.get();
+  Pipeline pipeline(options, settings, watcher);
+  if (watcher.stop_step > 0) {
+    CHECK_THROWS_AS(pipeline.run(), StageStopped);
+    return;
+  }
+  const RunReport report = pipeline.run();
+  if (directory) directory->finish(report);
+  const auto weights = std::as_const(pipeline.policy()).parameters().trainable();
+  write_values<float>((options.directory() + ".weights.") + std::to_string(collective->rank()), weights);
+}
+
+TEST_CASE("an optimizer on two and four accelerators is that of one, bit for bit", "[device]") {
+  for (const std::string where : {"device", "host"})
+    for (const int ranks : {2, 3, 4}) {
+      if (is_skipped(ranks)) continue;
+      INFO(ranks << " ranks, moments: " << where);
+      const OwnAccelerator accelerator(one_process());
+      const Learned one =
+          take_steps(accelerator.get(), one_process(), moments_of(where), [&](int step, std::size_t count) {
+            std::vector<float> sum(count);
+            for (int r = 0; r < ranks; ++r) {
+              const std::vector<float> part = gradient_of(r, step, count);
+              for (std::size_t i = 0; i < count; ++i) sum[i] += part[i];
+            }
+            return sum;
+          });
+      const TemporaryFolder folder;
+      auto processes = start_test(folder, "[optimizer-rank]", ranks, {"RLHF_TEST_MOMENTS=" + where});
+      check_success(processes);
+      const std::size_t count = one.rounded.size();
+      for (int r = 0; r < ranks; ++r) {
+        const std::string end = "." + std::to_string(r);
+        std::vector<float> masters = read_floats(folder.path() / ("masters" + end)), expected = one.masters;
+        if (r > 0) {  // rank 0 gathers the moments
+          masters.resize(count);
+          expected.resize(count);
+        }
+        CHECK((masters == expected));
+        CHECK((read_floats(folder.path() / ("rounded" + end)) == one.rounded));
+        const std::string norms = read_text_file(folder.path() / ("norms" + end));
+        REQUIRE(norms.size() == one.norms.size() * sizeof(double));
+        CHECK(std::memcmp(norms.data(), one.norms.data(), norms.size()) == 0);
+      }
+    }
+}
+
+TEST_CASE("runs of two and four accelerators learn what one does, and all ranks the same", "[device]") {
+  if (is_skipped(2)) return;
+  const TinyData data;
+  const std::vector<std::string> overrides = {"sft.optimizer.learning_rate=0.001",
+                                              "preference.optimizer.learning_rate=0.001"};
+  const OwnAccelerator accelerator(one_process());
+  const Attempt one =
+      attempt(data.options("one", small(overrides)), Start::kFresh, "", 0, &accelerator.get());
+  for (const int ranks : {2, 4}) {
+    if (is_skipped(ranks)) continue;
+    const std::string name = "run" + std::to_string(ranks);
+    INFO(name);
+    std::vector<std::string> own = overrides;
+    if (ranks == 4) own.push_back("stages=[sft]");  // four emulators take their time
+    auto processes = start_run(data, data.options(name, small(own)), ranks);
+    check_success(processes);
+    const auto steps = read_metrics(data.path(name));
+    CHECK(steps.size() == (ranks == 4 ? 3 : one.steps.size()));
+    for (const auto& [key, metrics] : one.steps) {
+      if (ranks == 4 && key.first != "sft") continue;
+      REQUIRE(steps.contains(key));
+      if (key.first == "ppo") {  // draws may differ as soon as one weight is rounded the other way
+        CHECK(steps.at(key).value("optimizer/skipped_steps", 0.0) == 0);
+        CHECK(std::isfinite(steps.at(key).at("loss/policy").get<double>()));
+        continue;
+      }
+      // The first step reads the same weights. Later ones differ by the order of sums of the gradient, and
+      // where that rounds a weight the other way by 2^-9 of that weight.
+      const double expected = metric(metrics, "loss", -1), found = steps.at(key).at("loss");
+      INFO(key.first << " " << key.second << ": " << found << ", one process: " << expected);
+      const double tolerance = key == std::pair<std::string, std::int64_t>{"sft", 1} ? 1e-5 : 1e-3;
+      CHECK(std::abs(found - expected) < tolerance * (1 + std::abs(expected)));
+    }
+    CHECK(largest_difference(final_weights(data, name, "sft"), final_weights(data, "one", "sft")) < 1e-4);
+    const std::vector<float> first = read_floats(data.path(name + ".weights.0"));
+    CHECK_FALSE(first.empty());
+    for (int r = 1; r < ranks; ++r)
+      CHECK((read_floats(data.path(name + ".weights." + std::to_string(r))) == first));
+  }
+}
+
+TEST_CASE("a run of two accelerators that is stopped goes on with one and with three", "[device]") {
+  if (is_skipped(2)) return;
+  const TinyData data;
+  const auto options = [&](const std::string& name) {
+    return data.options(name, small({"stages=[sft]", "sft.max_steps=4", "sft.optimizer.learning_rate=0.001",
+                                     "memory.offload=optimizer"}));
+  };
+  const OwnAccelerator accelerator(one_process());
+  attempt(options("whole"), Start::kFresh, "", 0, &accelerator.get());
+  auto processes = start_run(data, options("two"), 2, {"RLHF_TEST_STOP_STEP=2"});
+  check_success(processes);
+  for (const int ranks : {1, 3}) {
+    if (is_skipped(ranks)) continue;
+    const std::string name = "on" + std::to_string(ranks);
+    std::filesystem::copy(data.path("two"), data.path(name), std::filesystem::copy_options::recursive);
+    auto resumed = start_run(data, options(name), ranks, {"RLHF_TEST_RESUME=1"});
+    check_success(resumed);
+    CHECK(read_metrics(data.path(name)).size() == 4);
+    CHECK(largest_difference(final_weights(data, name, "sft"), final_weights(data, "whole", "sft")) < 1e-4);
+  }
+}
+
+TEST_CASE("a rank with an accelerator that is killed ends the others", "[device]") {
+  if (is_skipped(3)) return;
+  const TinyData data;
+  const RunOptions options =
+      data.options("killed", small({"stages=[sft]", "sft.max_steps=100000", "run.checkpoint_every=2"}));
+  auto processes = start_run(data, options, 3);
+  const auto manifest = data.path("killed") / "checkpoints" / "sft.json";
+  for (int i = 0; i < 4000 && !std::filesystem::exists(manifest); ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  processes[1].signal(SIGKILL);
+  for (const std::size_t r : {0u, 2u}) {
+    CHECK(processes[r].wait(30) > 0);
+    CHECK_THAT(processes[r].out(), ContainsSubstring("of 3 lost rank"));
+  }
+  CHECK(nlohmann::json::parse(read_text_file(manifest)).at("steps").get<int>() % 2 == 0);
+}
+
+TEST_CASE("several ranks on an accelerator that does not reach the others are refused", "[device]") {
+  class TwoRanks : public Collective {
+   public:
+    int rank() const override { return 0; }
+    int world_size() const override { return 2; }
+    void all_reduce(std::span<float>) override {}
+    void all_reduce(std::span<double>) override {}
+    void reduce_scatter(std::span<float>) override {}
+    void reduce_scatter(std::span<double>) override {}
+    void all_gather(std::span<float>) override {}
+    void all_gather(std::span<double>) override {}
+    std::vector<std::string> all_gather_bytes(const std::string& own) override { return {own, own}; }
+    void broadcast(std::span<std::byte>, int) override {}
+    void barrier() override {}
+    void check_alive() override {}
+  };
+  TwoRanks two;
+  const OwnAccelerator accelerator(one_process());
+  CHECK_THROWS_WITH(take_steps(accelerator.get(), two, {},
+                               [&](int step, std::size_t count) { return gradient_of(0, step, count); }),
+                    ContainsSubstring("rank 0 of 2 updates "));
+}
