@@ -70,11 +70,17 @@ run_tests() {
 
 # The first batch of each line shows latency, the last one throughput.
 time_models() {
-  local model=$results/model batch tokens
+  local model=$results/model batch format tokens
   python3 benchmarks/random_model.py "$model" qwen2.5-0.5b || return 1
   for batch in 1 8 64 256; do
     timeout "$limit_s" "$build/rlhf" bench decode --device cuda --model "$model" --batch "$batch" --context 256 --new-tokens 128 \
       --repetitions 3 || return 1
+  done
+  for batch in 64 256; do
+    for format in auto fp8; do
+      timeout "$limit_s" "$build/rlhf" bench decode --device cuda --model "$model" --batch "$batch" --context 2048 --new-tokens 64 \
+        --kv-dtype "$format" --repetitions 2 || return 1
+    done
   done
   for tokens in "8192 --sequence 1024" "16384 --sequence 2048" "8192 --sequence 1024 --recompute"; do
     # shellcheck disable=SC2086  # several options
