@@ -90,7 +90,7 @@ class Planner {
     const bool on_device = setting_.sizes.weight < sizeof(float);
     if (!moments.on_host || !on_device) return share(count, setting_.sizes.optimizer, Sharding::kOptimizer);
     return share(count, setting_.sizes.optimizer - 2 * sizeof(float), Sharding::kOptimizer) +
-           moments.device_bytes(to_size(count));
+           moments.device_bytes(share(count, 1, Sharding::kOptimizer));
   }
 
   // A frozen copy of what learns, or a teacher: on a GPU perhaps without layers that stay on the host.

@@ -209,7 +209,7 @@ void DeviceStep::read_back(std::span<const Draw> draws, std::int64_t count, std:
     out = {};
     out.token = tokens[i];
     out.log_prob = out.raw_log_prob = static_cast<float>(statistics[i].logprob);
-    if (filter_of(draws[i].context).removes())
+    if (has_filters_ && filter_of(draws[i].context).removes())
       out.raw_log_prob = static_cast<float>(statistics[i].logprob + statistics[i].lse - unfiltered_lse[i]);
     if (!is_greedy(draws[i].context.request.sampling))
       out.entropy = static_cast<float>(statistics[i].entropy);

@@ -5,17 +5,17 @@
 #include <fstream>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "rlhf/config/writer.h"
 #include "rlhf/distributed/device_collective.h"
 #include "rlhf/distributed/gloo_collective.h"
-#include "rlhf/model/weight_file.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/optimizer.h"
 #include "rlhf/train/rank_device.h"
 #include "tests/device/accelerators.h"
 #include "tests/distributed/processes.h"
+#include "tests/distributed/run_results.h"
+#include "tests/distributed/silent_rank.h"
 #include "tests/train/tiny_run.h"
 
 using namespace rlhf;
@@ -93,14 +93,6 @@ std::vector<float> read_floats(const std::filesystem::path& file) {
   std::vector<float> values(bytes.size() / sizeof(float));
   std::memcpy(values.data(), bytes.data(), bytes.size());
   return values;
-}
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  REQUIRE(a.size() == b.size());
-  double largest = 0;
-  for (std::size_t i = 0; i < a.size(); ++i)
-    largest = std::max(largest, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
-  return largest;
 }
 
 // The optimizer alone.
@@ -190,25 +182,6 @@ std::vector<Process> start_run(const TinyData& data, const RunOptions& options, 
   std::vector<std::string> all = {"RLHF_TEST_RUN=" + file.string()};
   all.insert(all.end(), variables.begin(), variables.end());
   return start_test(data.folder(), "[run-rank]", ranks, all);
-}
-
-std::vector<float> final_weights(const TinyData& data, const std::string& run, const std::string& stage) {
-  const auto file = WeightFile::open(data.path(run) / "checkpoints" / (stage + ".final.safetensors"));
-  std::vector<float> weights(static_cast<std::size_t>(file->find("weights")->num_elements()));
-  file->read("weights", std::span(weights));
-  return weights;
-}
-
-std::map<std::pair<std::string, std::int64_t>, nlohmann::json> read_metrics(
-    const std::filesystem::path& run) {
-  std::map<std::pair<std::string, std::int64_t>, nlohmann::json> steps;
-  std::istringstream lines(read_text_file(run / "metrics.jsonl"));
-  for (std::string line; std::getline(lines, line);) {
-    auto json = nlohmann::json::parse(line);
-    const std::pair<std::string, std::int64_t> key = {json.at("stage"), json.at("step")};
-    CHECK(steps.emplace(key, std::move(json)).second);
-  }
-  return steps;
 }
 
 }  // namespace
@@ -321,7 +294,8 @@ TEST_CASE("runs of two and four accelerators learn what one does, and all ranks 
       const double tolerance = key == std::pair<std::string, std::int64_t>{"sft", 1} ? 1e-5 : 1e-3;
       CHECK(std::abs(found - expected) < tolerance * (1 + std::abs(expected)));
     }
-    CHECK(largest_difference(final_weights(data, name, "sft"), final_weights(data, "one", "sft")) < 1e-4);
+    CHECK(largest_difference(final_weights(data.path(name), "sft"), final_weights(data.path("one"), "sft")) <
+          1e-4);
     const std::vector<float> first = read_floats(data.path(name + ".weights.0"));
     CHECK_FALSE(first.empty());
     for (int r = 1; r < ranks; ++r)
@@ -347,7 +321,8 @@ TEST_CASE("a run of two accelerators that is stopped goes on with one and with t
     auto resumed = start_run(data, options(name), ranks, {"RLHF_TEST_RESUME=1"});
     check_success(resumed);
     CHECK(read_metrics(data.path(name)).size() == 4);
-    CHECK(largest_difference(final_weights(data, name, "sft"), final_weights(data, "whole", "sft")) < 1e-4);
+    CHECK(largest_difference(final_weights(data.path(name), "sft"),
+                             final_weights(data.path("whole"), "sft")) < 1e-4);
   }
 }
 
@@ -369,22 +344,7 @@ TEST_CASE("a rank with an accelerator that is killed ends the others", "[device]
 }
 
 TEST_CASE("several ranks on an accelerator that does not reach the others are refused", "[device]") {
-  class TwoRanks : public Collective {
-   public:
-    int rank() const override { return 0; }
-    int world_size() const override { return 2; }
-    void all_reduce(std::span<float>) override {}
-    void all_reduce(std::span<double>) override {}
-    void reduce_scatter(std::span<float>) override {}
-    void reduce_scatter(std::span<double>) override {}
-    void all_gather(std::span<float>) override {}
-    void all_gather(std::span<double>) override {}
-    std::vector<std::string> all_gather_bytes(const std::string& own) override { return {own, own}; }
-    void broadcast(std::span<std::byte>, int) override {}
-    void barrier() override {}
-    void check_alive() override {}
-  };
-  TwoRanks two;
+  SilentRank two(0, 2);
   const OwnAccelerator accelerator(one_process());
   CHECK_THROWS_WITH(take_steps(accelerator.get(), two, {},
                                [&](int step, std::size_t count) { return gradient_of(0, step, count); }),

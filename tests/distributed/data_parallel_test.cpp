@@ -4,12 +4,11 @@
 #include <csignal>
 #include <fstream>
 #include <nlohmann/json.hpp>
-#include <sstream>
 
 #include "rlhf/config/writer.h"
 #include "rlhf/distributed/gloo_collective.h"
-#include "rlhf/model/weight_file.h"
 #include "tests/distributed/processes.h"
+#include "tests/distributed/run_results.h"
 #include "tests/reward/http_server.h"
 #include "tests/train/tiny_run.h"
 
@@ -30,34 +29,6 @@ bool is_without_gloo() {
 
 bool near(double a, double b) {
   return std::abs(a - b) <= kTolerance * (1 + std::abs(b));
-}
-
-std::vector<float> final_weights(const std::filesystem::path& run, const std::string& stage) {
-  const auto file = WeightFile::open(run / "checkpoints" / (stage + ".final.safetensors"));
-  std::vector<float> weights(static_cast<std::size_t>(file->find("weights")->num_elements()));
-  file->read("weights", std::span(weights));
-  return weights;
-}
-
-double largest_difference(const std::vector<float>& a, const std::vector<float>& b) {
-  REQUIRE(a.size() == b.size());
-  double largest = 0;
-  for (std::size_t i = 0; i < a.size(); ++i)
-    largest = std::max(largest, std::abs(static_cast<double>(a[i]) - static_cast<double>(b[i])));
-  return largest;
-}
-
-// Metrics of a run directory by (stage, step).
-std::map<std::pair<std::string, std::int64_t>, nlohmann::json> read_metrics(
-    const std::filesystem::path& run) {
-  std::map<std::pair<std::string, std::int64_t>, nlohmann::json> steps;
-  std::istringstream lines(read_text_file(run / "metrics.jsonl"));
-  for (std::string line; std::getline(lines, line);) {
-    auto json = nlohmann::json::parse(line);
-    const std::pair<std::string, std::int64_t> key = {json.at("stage"), json.at("step")};
-    CHECK(steps.emplace(key, std::move(json)).second);
-  }
-  return steps;
 }
 
 // Starts the program on options in a file of their own, without the GPUs that there may be.

@@ -2,6 +2,7 @@
 #include "rlhf/train/rank_device.h"
 
 #include "tests/catch.h"
+#include "tests/distributed/silent_rank.h"
 
 using namespace rlhf;
 
@@ -13,22 +14,12 @@ using Chosen = std::vector<std::optional<int>>;
 const std::vector<std::string> kAll = {"a", "b"};
 
 // Rank 0 of two; the other one runs elsewhere and has no GPU.
-class WithoutGpuElsewhere : public Collective {
+class WithoutGpuElsewhere : public SilentRank {
  public:
-  int rank() const override { return 0; }
-  int world_size() const override { return 2; }
-  void all_reduce(std::span<float>) override {}
-  void all_reduce(std::span<double>) override {}
-  void reduce_scatter(std::span<float>) override {}
-  void reduce_scatter(std::span<double>) override {}
-  void all_gather(std::span<float>) override {}
-  void all_gather(std::span<double>) override {}
+  WithoutGpuElsewhere() : SilentRank(0, 2) {}
   std::vector<std::string> all_gather_bytes(const std::string& own) override {
     return {own, R"({"machine": "elsewhere", "names": [], "problem": "it is missing"})"};
   }
-  void broadcast(std::span<std::byte>, int) override {}
-  void barrier() override {}
-  void check_alive() override {}
 };
 
 }  // namespace

@@ -100,7 +100,6 @@ class StreamDevice : public CudaDevice {
     check(cudaEventRecord(event, static_cast<cudaStream_t>(other.queue())), "recording an event");
     check(cudaStreamWaitEvent(stream_, event, 0), "waiting for another stream");
   }
-  void queue_upload(void* to, const void* from, std::size_t bytes) override { upload(to, from, bytes); }
   void queue_download(void* to, const void* from, std::size_t bytes) override {
     use();
     check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, stream_), "copying from the GPU");
