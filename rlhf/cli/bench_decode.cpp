@@ -37,7 +37,7 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   const GenerationWeights weights(arguments.weights, loaded);
   const double pack_seconds = packing.seconds();
   std::vector<double> decode, total;
-  double decode_flops = 0, decode_tokens = 0;
+  double decode_flops = 0, steps = 0;
   for (std::int64_t r = 0; r < arguments.repetitions; ++r) {
     RolloutEngineOptions options;
     options.max_sequences = arguments.batch;
@@ -53,18 +53,20 @@ void bench_decode(const BenchDecodeArguments& arguments) {
       engine.submit(std::move(request));
     }
     Stopwatch watch;
+    double tokens = 0, seconds = 0;
     while (engine.busy()) {
       const auto before = engine.statistics();
       engine.step(weights.get(), 0);
       const auto after = engine.statistics();
-      if (after.decode_only_tokens > before.decode_only_tokens)
-        decode_flops += after.matmul_flops - before.matmul_flops;
+      // Before and after them some sequences still have prompts, or have ended: that is a smaller batch.
+      if (after.decode_only_tokens - before.decode_only_tokens != arguments.batch) continue;
+      tokens += static_cast<double>(arguments.batch);
+      seconds += after.decode_only_seconds - before.decode_only_seconds;
+      decode_flops += after.matmul_flops - before.matmul_flops;
+      ++steps;
     }
-    const auto s = engine.statistics();
-    decode_tokens += static_cast<double>(s.decode_only_tokens);
-    total.push_back(static_cast<double>(s.decode_tokens) / watch.seconds());
-    if (s.decode_only_seconds > 0)
-      decode.push_back(static_cast<double>(s.decode_only_tokens) / s.decode_only_seconds);
+    total.push_back(static_cast<double>(engine.statistics().decode_tokens) / watch.seconds());
+    if (seconds > 0) decode.push_back(tokens / seconds);
   }
   nlohmann::ordered_json out = {
       {"bench", "decode"},
@@ -81,11 +83,9 @@ void bench_decode(const BenchDecodeArguments& arguments) {
   if (arguments.weights != WeightFormat::kFp32) out["pack_s"] = pack_seconds;
   if (!decode.empty()) out["decode_tokens_per_s"] = median(decode);
   add_machine(out, loaded.compute);
-  if (!decode.empty()) {
-    const double tokens_per_s = median(decode);
-    const double batch = static_cast<double>(arguments.batch);
-    add_rates(out, {batch / tokens_per_s, batch * decode_flops / decode_tokens, step_bytes}, loaded.compute);
-  }
+  if (!decode.empty())
+    add_rates(out, {static_cast<double>(arguments.batch) / median(decode), decode_flops / steps, step_bytes},
+              loaded.compute);
   std::cout << out.dump() << "\n";
 }
 
@@ -93,7 +93,9 @@ void bench_decode(const BenchDecodeArguments& arguments) {
 
 void add_bench_decode(CLI::App& bench) {
   auto* verb = bench.add_subcommand(
-      "decode", "Generation at a fixed batch size: tokens_per_s with prefill, decode_tokens_per_s without");
+      "decode",
+      "Generation at a fixed batch size: tokens_per_s with prefill, decode_tokens_per_s of the steps in "
+      "which the whole batch decodes");
   auto a = std::make_shared<BenchDecodeArguments>();
   add_bench_model_options(*verb, *a);
   add_weights_option(*verb, a->weights);

@@ -18,7 +18,7 @@ namespace {
 
 struct GenerateArguments {
   std::string model, input, output = "-";
-  std::int64_t max_sequences = 32, max_tokens_per_step = 512, cache_blocks = 0, draft_rows = 12;
+  std::int64_t max_sequences = 32, max_tokens_per_step = 0, cache_blocks = 0, draft_rows = 12;
   WeightFormat weights = WeightFormat::kFp32;
   KvFormat kv = KvFormat::kAuto;
   bool statistics = false;
@@ -257,8 +257,9 @@ void add_generate(CLI::App& app) {
   verb->add_flag("--ignore-eos", a->ignore_eos, "Go on after end tokens");
   verb->add_option("--max-sequences", a->max_sequences, "Samples that decode at once")
       ->check(CLI::Range(1, 4096));
-  verb->add_option("--max-tokens-per-step", a->max_tokens_per_step, "Decode tokens and prefill of one step")
-      ->check(CLI::Range(1, 1 << 20));
+  verb->add_option("--max-tokens-per-step", a->max_tokens_per_step,
+                   "Decode tokens and prefill of one step; 0 = 512, on a GPU 4096")
+      ->check(CLI::Range(0, 1 << 20));
   verb->add_option(
           "--draft-rows", a->draft_rows,
           "Where so few samples decode, guess coming tokens up to so many rows a step; responses are the "

@@ -6,6 +6,7 @@
 
 #include "rlhf/core/random.h"
 #include "rlhf/kernels/adamw.h"
+#include "rlhf/kernels/cpu_device_few_rows.h"
 #include "rlhf/kernels/cpu_device_filter.h"
 #include "rlhf/kernels/cpu_device_fp8.h"
 #include "rlhf/kernels/device_kernels.h"
@@ -310,6 +311,9 @@ const DeviceKernels<T>& cpu_device_kernels() {
       compute_of<T>(queue).linear(args, M, N);
     };
     k.gemm = k.gemm_wide = [](const GemmArgs<T>& args, void* queue) { compute_of<T>(queue).gemm(args); };
+    k.few_rows_linear = [](const FewRowsArgs<T>& args, std::int64_t N, void* queue) {
+      few_rows_linear(compute_of<T>(queue), args, N);
+    };
     k.norm = [](const NormArgs<T>& args, std::int64_t rows, void* queue) {
       compute_of<T>(queue).norm(args, rows);
     };

@@ -89,6 +89,7 @@ struct AppendGradArgs {
   bool plus_one;
   const Wide<T>* cos;
   const Wide<T>* sin;
+  Wide<T>* workspace;  ///< head_norm_workspace() elements where there are norms; the CPU needs none
 };
 
 template <class T, class E = T>
@@ -110,6 +111,8 @@ struct BlockUses {
   const std::int64_t* offsets = nullptr;     ///< [num_blocks + 1]
   const std::int64_t* ranges = nullptr;      ///< [offsets[num_blocks], 2]
   const std::int32_t* first_keys = nullptr;  ///< [num_blocks]
+  /// On a GPU: [ceil(num_blocks / kBlocksPerGroup)], runs of so many blocks, those that most rows see first.
+  const std::int32_t* groups = nullptr;
 };
 
 /// The rows, grouped so that the block tables of different groups have no block in common: group i is
@@ -135,6 +138,19 @@ struct PassAttentionGradArgs {
   BlockUses uses;                ///< read on a GPU
   RowTrees trees;                ///< read on the CPU
   Wide<T>* workspace = nullptr;  ///< [T, N], for tensor cores on a GPU; null does without both
+};
+
+/// Rows up to which few_rows_linear computes a product.
+inline constexpr std::int64_t kFewRows = 16;
+
+/// y (+)= f(norm(x)) with f the product with weights: what a decode step of few sequences consists of.
+template <class T>
+struct FewRowsArgs {
+  LinearArgs<T> product;  ///< gated: w is [2 N, K] and y is [M, N]
+  std::int64_t M = 0;
+  NormArgs<T> norm = {};  ///< of x before the product; x, y, mean, rstd and D are not read. No weight: none
+  bool gated = false;     ///< y = activation(first half of the product) * second half; not with accumulate
+  GluKind activation = GluKind::kSilu;
 };
 
 template <class T>
@@ -216,6 +232,10 @@ struct DeviceKernels {
   void (*linear_wide)(const LinearArgs<T, Wide<T>>&, std::int64_t M, std::int64_t N, void* queue);
   void (*gemm)(const GemmArgs<T>&, void* queue);
   void (*gemm_wide)(const GemmArgs<T, Wide<T>>&, void* queue);
+  /// Of args.M rows, for which takes_few_rows(args); N outputs are written.
+  void (*few_rows_linear)(const FewRowsArgs<T>& args, std::int64_t N, void* queue);
+  /// Few rows are to be computed by few_rows_linear: faster, but then bits depend on how many rows there are.
+  bool prefers_few_rows;
   void (*norm)(const NormArgs<T>&, std::int64_t rows, void* queue);
   void (*norm_grad)(const NormGradArgs<T>&, void* queue);
   void (*activation)(const ActivationArgs<T>&, std::int64_t rows, void* queue);
@@ -264,6 +284,12 @@ constexpr std::int64_t attention_workspace(std::int64_t rows, std::int64_t N, st
   return part_offset(rows, 0, 0, N, max_attention_parts(max_keys, window), H);
 }
 
+/// Elements of AppendGradArgs::workspace on a GPU, where so many blocks add up the weights' gradients.
+inline constexpr std::int64_t kHeadNormParts = 128;
+constexpr std::int64_t head_norm_workspace(std::int64_t H) {
+  return kHeadNormParts * H;
+}
+
 /// On a GPU a row of logits is cut into parts of so many tokens, whatever the number of rows.
 inline constexpr std::int64_t kLogitsPart = 4096;
 inline constexpr std::int64_t kPartDoubles = 3;  ///< that a part leaves
@@ -273,6 +299,15 @@ constexpr std::int64_t logits_parts(std::int64_t V) {
 /// Elements of LogitsArgs::workspace and DrawArgs::workspace on a GPU.
 constexpr std::int64_t logits_workspace(std::int64_t rows, std::int64_t V) {
   return rows * logits_parts(V) * kPartDoubles;
+}
+
+/// Whether few_rows_linear computes this on a GPU, where rows are read 16 bytes at a time.
+template <class T>
+bool takes_few_rows(const FewRowsArgs<T>& args) {
+  const auto wide = [](const void* p) { return reinterpret_cast<std::uintptr_t>(p) % 16 == 0; };
+  const std::int64_t bytes = sizeof(T);
+  return args.M <= kFewRows && args.product.K * bytes % 16 == 0 && args.product.ldx * bytes % 16 == 0 &&
+         wide(args.product.x) && wide(args.product.w) && wide(args.norm.weight) && wide(args.norm.bias);
 }
 
 /// The CPU's table; T is float or double.

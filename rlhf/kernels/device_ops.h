@@ -40,6 +40,12 @@ class DeviceOps {
   }
   void gemm(const kernels::GemmArgs<T>& args) { kernels_->gemm(args, queue()); }
   void gemm_wide(const kernels::GemmArgs<T, Wide<T>>& args) { kernels_->gemm_wide(args, queue()); }
+  bool prefers_few_rows(const kernels::FewRowsArgs<T>& args) const {
+    return kernels_->prefers_few_rows && kernels::takes_few_rows(args);
+  }
+  void few_rows_linear(const kernels::FewRowsArgs<T>& args, std::int64_t N) {
+    kernels_->few_rows_linear(args, N, queue());
+  }
   void norm(const kernels::NormArgs<T>& args, std::int64_t rows) { kernels_->norm(args, rows, queue()); }
   void norm_grad(const kernels::NormGradArgs<T>& args) { kernels_->norm_grad(args, queue()); }
   void activation(const kernels::ActivationArgs<T>& args, std::int64_t rows) {

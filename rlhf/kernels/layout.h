@@ -79,6 +79,8 @@ RLHF_HOST_DEVICE constexpr std::int64_t part_offset(std::int64_t row, std::int64
 
 /// Most rows of a tile of PassRows. Runs of fewer rows than kMinTileRows are not worth a tile.
 inline constexpr std::int64_t kTileRows = 64, kMinTileRows = 16;
+/// Neighbouring K/V blocks whose gradients a GPU computes together.
+inline constexpr std::int64_t kBlocksPerGroup = 4;
 /// Widths of a head that attention in bfloat16 has tensor-core kernels for: they take the rows in tiles.
 constexpr bool takes_tiles(std::int64_t H) {
   return H == 32 || H == 64 || H == 96 || H == 128;

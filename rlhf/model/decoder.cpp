@@ -236,6 +236,7 @@ void DecoderRunner<T>::linear(const LinearWeights<T>& w, std::int64_t rows, cons
     if (w.packed)
       packed_linear(ops_.compute(), *w.packed, {x, w.K, w.bias, y, w.N, accumulate}, rows, quantised_);
   }
+  if (try_few_rows({{x, w.K, w.weight, w.bias, y, w.N, w.K, accumulate}, rows}, w)) return;
   count_products(rows, w.N * w.K);
   if (!w.packed) ops_.linear({x, w.K, w.weight, w.bias, y, w.N, w.K, accumulate}, rows, w.N);
   for (const LoraWeights<T>& adapter : w.adapters) {
@@ -247,6 +248,14 @@ void DecoderRunner<T>::linear(const LinearWeights<T>& w, std::int64_t rows, cons
         {low_rank_.data(), adapter.rank, adapter.b, nullptr, y + adapter.first_row, w.N, adapter.rank, true},
         rows, adapter.num_rows);
   }
+}
+
+template <class T>
+bool DecoderRunner<T>::try_few_rows(const kernels::FewRowsArgs<T>& args, const LinearWeights<T>& w) {
+  if (w.packed || !w.adapters.empty() || !ops_.prefers_few_rows(args)) return false;
+  count_products(args.M, w.N * w.K);
+  ops_.few_rows_linear(args, args.gated ? w.N / 2 : w.N);
+  return true;
 }
 
 template <class T>
@@ -370,10 +379,15 @@ void DecoderRunner<T>::attention_block(const LayerWeights<T>& layer, const kerne
   } else {
     attention_out_.reserve_discard(to_size(rows.count * N * H));
   }
-  ops_.norm(norm_args(layer.attention_norm, x, normed_.data(), keep ? keep->attention_mean.data() : nullptr,
-                      keep ? keep->attention_rstd.data() : nullptr),
-            rows.count);
-  linear(layer.qkv, rows.count, normed_.data(), qkv_.data(), false);
+  const kernels::NormArgs<T> norm =
+      norm_args(layer.attention_norm, x, normed_.data(), keep ? keep->attention_mean.data() : nullptr,
+                keep ? keep->attention_rstd.data() : nullptr);
+  if (keep || !try_few_rows(
+                  {{x, D, layer.qkv.weight, layer.qkv.bias, qkv_.data(), width, D, false}, rows.count, norm},
+                  layer.qkv)) {
+    ops_.norm(norm, rows.count);
+    linear(layer.qkv, rows.count, normed_.data(), qkv_.data(), false);
+  }
   if (keep && config_.qk_norm) {
     keep->qkv_raw.reserve_discard(to_size(rows.count * width));
     ops_.copy(keep->qkv_raw.data(), qkv_.data(), rows.count * width);
@@ -412,11 +426,20 @@ void DecoderRunner<T>::mlp_block(const LayerWeights<T>& layer, std::int64_t rows
     keep->mlp_rstd.reserve_discard(to_size(rows));
     ops_.copy(keep->middle.data(), x, rows * D);
   }
-  ops_.norm(norm_args(layer.mlp_norm, x, normed_.data(), keep ? keep->mlp_mean.data() : nullptr,
-                      keep ? keep->mlp_rstd.data() : nullptr),
-            rows);
-  linear(layer.gate_up, rows, normed_.data(), gate_up.data(), false);
-  ops_.activation({gate_up.data(), hidden_.data(), F, activation_kind()}, rows);
+  const kernels::NormArgs<T> norm =
+      norm_args(layer.mlp_norm, x, normed_.data(), keep ? keep->mlp_mean.data() : nullptr,
+                keep ? keep->mlp_rstd.data() : nullptr);
+  if (keep || !config_.gated_mlp ||
+      !try_few_rows({{x, D, layer.gate_up.weight, layer.gate_up.bias, hidden_.data(), F, D, false},
+                     rows,
+                     norm,
+                     true,
+                     activation_kind()},
+                    layer.gate_up)) {
+    ops_.norm(norm, rows);
+    linear(layer.gate_up, rows, normed_.data(), gate_up.data(), false);
+    ops_.activation({gate_up.data(), hidden_.data(), F, activation_kind()}, rows);
+  }
   if (!layer.post_mlp_norm.weight) {
     linear(layer.down, rows, hidden_.data(), x, true);
     return;

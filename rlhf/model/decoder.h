@@ -152,6 +152,8 @@ class DecoderRunner {
 
   /// y (+)= x W^T + b with adapters, for `rows` rows. Packed weights are read on the CPU only.
   void linear(const LinearWeights<T>& w, std::int64_t rows, const T* x, T* y, bool accumulate);
+  /// Computes a product with w in one kernel where that is worth it. @return whether it did
+  bool try_few_rows(const kernels::FewRowsArgs<T>& args, const LinearWeights<T>& w);
   /// dx (+)= dy W; adds to dW, db and the adapters' gradients where they are trained.
   void linear_backward(const LinearWeights<T>& w, std::int64_t rows, const T* x, const T* dy, T* dx,
                        bool accumulate);

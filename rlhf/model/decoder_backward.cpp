@@ -99,17 +99,18 @@ void DecoderRunner<T>::attention_backward(const LayerWeights<T>& layer, const Ba
   }
   linear_backward(layer.out, rows_count, kept.attention.data(), dout, dattention_.data(), false);
 
-  if (ops_.memory()) workspace_.reserve_discard(to_size(rows_count * N));
+  if (ops_.memory())
+    workspace_.reserve_discard(to_size(std::max(rows_count * N, kernels::head_norm_workspace(H))));
   ops_.attention_grad({attention_args(k, v, block_stride), kept.q.data(), kept.attention.data(),
                        dattention_.data(), kept.lse.data(), dqkv_.data(), width, dk_.data(), dv_.data(),
                        window(index), packed.uses, packed.trees, workspace_.data()},
                       rows);
   const bool rotate = rotates(index);
-  ops_.append_grad(
-      {dqkv_.data(), kept.qkv_raw.data(), dk_.data(), dv_.data(), block_stride, N, G, H, layer.q_norm.weight,
-       layer.k_norm.weight, layer.q_norm.dweight, layer.k_norm.dweight, config_.norm_eps,
-       config_.norm_plus_one, rotate ? cos_.data() : nullptr, rotate ? sin_.data() : nullptr},
-      rows);
+  ops_.append_grad({dqkv_.data(), kept.qkv_raw.data(), dk_.data(), dv_.data(), block_stride, N, G, H,
+                    layer.q_norm.weight, layer.k_norm.weight, layer.q_norm.dweight, layer.k_norm.dweight,
+                    config_.norm_eps, config_.norm_plus_one, rotate ? cos_.data() : nullptr,
+                    rotate ? sin_.data() : nullptr, workspace_.data()},
+                   rows);
   ops_.norm(norm_args(layer.attention_norm, kept.input.data(), normed_.data(), kept.attention_mean.data(),
                       kept.attention_rstd.data()),
             rows_count);

@@ -1,6 +1,7 @@
 #include "rlhf/model/device_rows.h"
 
 #include <algorithm>
+#include <numeric>
 #include <unordered_map>
 #include <vector>
 
@@ -88,6 +89,28 @@ const kernels::PassRows& DeviceRows::place(const Rows& rows) {
   return view_;
 }
 
+namespace {
+
+// Runs of kBlocksPerGroup blocks by the rows that see the first of them, most first: what takes longest
+// begins first, so that the multiprocessors end together.
+std::vector<std::int32_t> groups_by_work(const kernels::BlockUses& uses) {
+  const std::int64_t count = kernels::ceil_div(uses.num_blocks, kernels::kBlocksPerGroup);
+  std::vector<std::int64_t> work;
+  for (std::int64_t group = 0; group < count; ++group) {
+    std::int64_t rows = 0;
+    const std::int64_t block = group * kernels::kBlocksPerGroup;
+    for (std::int64_t r = uses.offsets[block]; r < uses.offsets[block + 1]; ++r)
+      rows += uses.ranges[2 * r + 1] - uses.ranges[2 * r];
+    work.push_back(rows);
+  }
+  std::vector<std::int32_t> groups(work.size());
+  std::iota(groups.begin(), groups.end(), 0);
+  std::ranges::stable_sort(groups, [&](auto a, auto b) { return work[to_size(a)] > work[to_size(b)]; });
+  return groups;
+}
+
+}  // namespace
+
 const kernels::BlockUses& DeviceBlockUses::place(const PackedRows& packed) {
   view_ = packed.block_uses();
   const auto array = [](const auto* values, std::int64_t count) {
@@ -97,11 +120,13 @@ const kernels::BlockUses& DeviceBlockUses::place(const PackedRows& packed) {
   const auto offsets = staging_.add(array(view_.offsets, view_.num_blocks + 1));
   const auto ranges = staging_.add(array(view_.ranges, 2 * view_.offsets[view_.num_blocks]));
   const auto first_keys = staging_.add(array(view_.first_keys, view_.num_blocks));
+  const auto groups = staging_.add(groups_by_work(view_));
   staging_.reserve();
   staging_.upload();
   view_.offsets = staging_.device(offsets);
   view_.ranges = staging_.device(ranges);
   view_.first_keys = staging_.device(first_keys);
+  view_.groups = staging_.device(groups);
   return view_;
 }
 

@@ -23,7 +23,7 @@ struct RolloutOptions {
   std::int64_t max_new_tokens = 64;
   std::vector<std::string> stop_strings;
   std::int64_t max_sequences = 32;             ///< samples that decode at once
-  std::int64_t max_tokens_per_step = 512;      ///< decode tokens and prefill chunk of one engine step
+  std::int64_t max_tokens_per_step = 0;        ///< see step_tokens
   std::int64_t draft_rows = 0;                 ///< see RolloutEngineOptions::max_draft_rows
   WeightFormat weights = WeightFormat::kFp32;  ///< what training samples are drawn with; evaluation is fp32
   KvFormat kv_dtype = KvFormat::kAuto;         ///< of K and V of training samples; see visit_fields
@@ -36,8 +36,8 @@ struct RolloutOptions {
     v.field("max_new_tokens", max_new_tokens, "Longest response in tokens", {1, 1 << 20});
     v.field("stop_strings", stop_strings, "Texts that end a response");
     v.field("max_sequences", max_sequences, "Samples that decode at once", {1, 4096});
-    v.field("max_tokens_per_step", max_tokens_per_step, "Decode tokens and prefill chunk of one engine step",
-            {1, 1 << 20});
+    v.field("max_tokens_per_step", max_tokens_per_step,
+            "Decode tokens and prefill chunk of one engine step; 0 = 512, on a GPU 4096", {0, 1 << 20});
     v.field("draft_rows", draft_rows,
             "Where so few samples decode, guess coming tokens up to so many rows a step. Samples stay the "
             "same, but a "

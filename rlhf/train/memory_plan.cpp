@@ -331,10 +331,11 @@ MemoryPlan plan_memory(const RunOptions& options, const PlanSetting& setting) {
 std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutOptions& rollout,
                                         std::uint64_t number_bytes, std::int64_t longest_prompt) {
   const std::int64_t D = model.hidden_size, F = model.intermediate_size, M = model.gated_mlp ? 2 * F : F;
-  const std::int64_t rows = rollout.max_tokens_per_step, sampled = std::min(rows, rollout.max_sequences);
+  const bool on_device = number_bytes < sizeof(float);
+  const std::int64_t rows = step_tokens(rollout.max_tokens_per_step, on_device),
+                     sampled = std::min(rows, rollout.max_sequences);
   const std::int64_t per_row =
       (model.post_norms ? 3 : 2) * D + 2 * model.query_width() + 2 * model.kv_width() + M + F;
-  const bool on_device = number_bytes < sizeof(float);
   const std::int64_t drawn = on_device ? padded_decode_rows(std::min(sampled, kDeviceLogitsRows))
                                        : std::min(sampled, kHostLogitsRows);
   const std::int64_t rope =
@@ -346,10 +347,13 @@ std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutO
                               bytes_of(drawn * model.vocab_size + rope * model.head_dim, sizeof(float)) +
                               quantised;
   if (!on_device) return bytes;
-  // Parts of attention, for rows that are in no tile, and of logits; what comes back of a draw.
+  // Parts of attention, for rows that are in no tile (a sequence has fewer than a tile's least), and of
+  // logits; what comes back of a draw.
+  const std::int64_t alone =
+      kernels::takes_tiles(model.head_dim) ? std::min(rows, kernels::kMinTileRows * sampled) : rows;
   const std::int64_t keys = padded_decode_keys(longest_prompt + rollout.max_new_tokens);
   return bytes +
-         bytes_of(kernels::attention_workspace(rows, model.num_heads, model.head_dim, keys, 0),
+         bytes_of(kernels::attention_workspace(alone, model.num_heads, model.head_dim, keys, 0),
                   sizeof(float)) +
          bytes_of(kernels::logits_workspace(drawn, model.vocab_size), sizeof(double)) +
          bytes_of(drawn, kDrawResultBytes);

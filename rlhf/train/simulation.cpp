@@ -177,7 +177,7 @@ schedule::SimulatedRun simulated_run(const RunOptions& options) {
   run.max_tokens_per_micro_batch = static_cast<std::size_t>(options.ppo.max_tokens_per_micro_batch);
   run.needs_whole_batch = !options.whole_batch_key().empty();
   run.max_new_tokens = options.rollout.max_new_tokens;
-  run.engine = {options.rollout.max_sequences, options.rollout.max_tokens_per_step};
+  run.engine = {options.rollout.max_sequences, step_tokens(options.rollout.max_tokens_per_step, false)};
   run.seed = options.run.seed;
   return run;
 }

@@ -19,10 +19,10 @@ using kernels::kBlockTokens;
 // How long a step sleeps for a reply where every sample waits for one; it then looks at time limits.
 constexpr double kReplyWait_s = 0.01;
 
-SchedulerOptions scheduler_options(const RolloutEngineOptions& options) {
+SchedulerOptions scheduler_options(const RolloutEngineOptions& options, bool on_accelerator) {
   SchedulerOptions out;
   out.max_sequences = static_cast<std::int32_t>(options.max_sequences);
-  out.max_tokens_per_step = options.max_tokens_per_step;
+  out.max_tokens_per_step = step_tokens(options.max_tokens_per_step, on_accelerator);
   out.num_blocks = static_cast<std::int32_t>(options.num_blocks);
   out.block_tokens = static_cast<std::int32_t>(kBlockTokens);
   out.ageing_steps = options.ageing_steps;
@@ -51,7 +51,7 @@ RolloutEngine::RolloutEngine(const ModelConfig& config, Compute<float> compute,
                                : make_arena(options.num_blocks, block_bytes(), compute.accelerator())),
       arena_(options.arena ? *options.arena : *own_arena_),
       program_(make_step_program(config, compute, arena_, options.trunk_layers, options.kv)),
-      scheduler_(scheduler_options(options)),
+      scheduler_(scheduler_options(options, compute.accelerator() != nullptr)),
       has_text_(static_cast<bool>(token_bytes)),
       setting_{std::move(token_bytes), config.vocab_size, std::make_shared<TurnMailbox>()} {
   RLHF_CHECK(arena_.layout().slab_bytes() == block_bytes(), "rollout: an arena with slabs of ",

@@ -30,11 +30,18 @@ enum class Decoding {
   kUncached,  ///< as kStatic, and the K/V of all tokens are computed again for every token
 };
 
+/// Decode tokens plus chunks of prefill of one step; 0 = 512, on an accelerator 4096, which takes that many
+/// to be busy.
+inline std::int64_t step_tokens(std::int64_t asked, bool on_accelerator) {
+  if (asked != 0) return asked;
+  return on_accelerator ? 4096 : 512;
+}
+
 struct RolloutEngineOptions {
-  std::int64_t max_sequences = 64;         ///< samples that decode at once
-  std::int64_t max_tokens_per_step = 512;  ///< decode tokens plus chunks of prefill
-  std::int64_t num_blocks = 0;             ///< K/V blocks of 16 tokens; sets the memory
-  std::int64_t ageing_steps = 256;         ///< one level of priority counts as so many steps of waiting
+  std::int64_t max_sequences = 64;       ///< samples that decode at once
+  std::int64_t max_tokens_per_step = 0;  ///< see step_tokens
+  std::int64_t num_blocks = 0;           ///< K/V blocks of 16 tokens; sets the memory
+  std::int64_t ageing_steps = 256;       ///< one level of priority counts as so many steps of waiting
   /// Samples that may be running, parked or finished and not taken; 0 = no bound. At the bound nothing is
   /// admitted until try_take is called. Cancelled and expired samples come on top.
   std::int64_t max_finished = 0;

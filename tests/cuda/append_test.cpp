@@ -196,11 +196,13 @@ TEMPLATE_TEST_CASE("append's gradient collects the blocks and goes back through 
              dk_norms = device.put(std::vector<float>(index_of(H), 2));
         auto cos = device.put(std::vector<float>(c.cos.begin(), c.cos.end())),
              sin = device.put(std::vector<float>(c.sin.begin(), c.sin.end()));
+        auto workspace = device.put(std::vector<float>(index_of(kernels::head_norm_workspace(H)), NAN));
         device.ops->append_grad(
             {dqkv.data(), x.data(), dks.data(), dvs.data(), shape.block_stride(), N, G, H,
              form.norms ? q_norm.data() : nullptr, form.norms ? k_norm.data() : nullptr,
              form.norms ? dq_norms.data() : nullptr, form.norms ? dk_norms.data() : nullptr, kEps,
-             form.plus_one, form.rotates ? cos.data() : nullptr, form.rotates ? sin.data() : nullptr},
+             form.plus_one, form.rotates ? cos.data() : nullptr, form.rotates ? sin.data() : nullptr,
+             workspace.data()},
             view.view(), device.queue());
         // In bfloat16 the gradient of the normed head is stored between two kernels, and heads of few
         // elements have large rstd.

@@ -131,3 +131,58 @@ TEMPLATE_TEST_CASE("the decoder's forward and backward programs agree on every d
     });
   }
 }
+
+namespace {
+
+// Hidden states behind the final norm, of rows that nothing is kept of.
+template <class T>
+std::vector<double> decode(const DeviceOps<T>& ops, DeviceMemory& memory, const DecoderWeights<T>& weights,
+                           const PackedRows& packed) {
+  const std::int64_t rows = packed.rows().size(), layers = weights.config.num_layers;
+  const auto elements = static_cast<std::size_t>(rows * weights.config.hidden_size);
+  DecoderRunner<T> runner(weights.config, ops);
+  Buffer<T> x(elements, &memory), hidden(elements, &memory);
+  KvStore<T> store(weights.config, layers, packed.num_blocks(), &memory);
+  runner.embed(weights, packed.rows(), x.data());
+  runner.forward_layers(weights, packed.rows(), 0, layers, store, 0, x.data(), nullptr);
+  runner.final_norm(weights, rows, x.data(), hidden.data(), nullptr, nullptr);
+  return download(memory, hidden.data(), elements);
+}
+
+const kernels::DeviceKernels<Bfloat16>* counted_kernels = nullptr;
+std::int64_t few_rows_products = 0;
+
+}  // namespace
+
+TEST_CASE("a decoder that prefers products of few rows computes the same", "[device]") {
+  for (const char* name : {"model_llama_gqa_untied", "model_qwen3", "model_gemma2", "model_gpt2"}) {
+    const auto folder = source_folder() / "tests" / "golden" / name;
+    const ModelConfig config = load_model_config(folder);
+    Parameters<double> exact_parameters(config, {}, nullptr);
+    Parameters<float> parameters(config, {}, nullptr);
+    exact_parameters.load(*WeightFile::open(folder));
+    parameters.load(*WeightFile::open(folder));
+    const std::vector<TokenId> tokens = {5, 9, 4, 7, 11, 3, 8, 6, 12, 4, 9};
+    const PackedRows packed({tokens});
+    ThreadPool pool(2);
+    Compute<double> compute(pool, kernels::detect_cpu_isa());
+    HostMemory host(&compute);
+    const auto expected = decode(DeviceOps<double>(compute), host, exact_parameters.weights(), packed);
+    on_every_device<Bfloat16>([&](const TestDevice<Bfloat16>& device) {
+      INFO(name << ", " << device.name);
+      kernels::DeviceKernels<Bfloat16> table = *device.ops;
+      table.prefers_few_rows = true;
+      counted_kernels = device.ops;
+      few_rows_products = 0;
+      table.few_rows_linear = [](const kernels::FewRowsArgs<Bfloat16>& args, std::int64_t N, void* queue) {
+        ++few_rows_products;
+        counted_kernels->few_rows_linear(args, N, queue);
+      };
+      const DeviceWeights<Bfloat16> weights(*device.memory, parameters.weights());
+      const auto got =
+          decode(DeviceOps<Bfloat16>(table, *device.memory), *device.memory, weights.weights(), packed);
+      CHECK(distance(got, expected) < 0.05);
+      CHECK(few_rows_products == 4 * config.num_layers);  // q, k and v; out; gate and up; down
+    });
+  }
+}

@@ -136,7 +136,7 @@ TEMPLATE_TEST_CASE("filters keep what the sampler's keep on every device", "[dev
       }
     });
   }
-  CHECK(decided > 200);
+  CHECK(decided > 100);  // on one device
 }
 
 TEMPLATE_TEST_CASE("a row that cannot be drawn from passes a filter as it is", "[device]", float, Bfloat16) {

@@ -167,15 +167,16 @@ __global__ void collect_grad_kernel(AppendGradArgs<T> args, PassRows rows) {
   store_head(d, half, head);
 }
 
-// Weight gradient of one of the two norms over heads [first, first + heads) of every row. One block, so that
-// the order of the sum is fixed; a warp per (row, head) in turn.
+// Weight gradient of one of the two norms over heads [first, first + heads) of every row: a warp per (row,
+// head) in turn, a sum of every block. How they are spread depends on their number only.
 template <class T>
-__global__ void head_norm_weight_kernel(AppendGradArgs<T> args, std::int64_t rows, std::int64_t first,
-                                        std::int64_t heads, Wide<T>* dweight) {
+__global__ void head_norm_parts_kernel(AppendGradArgs<T> args, std::int64_t rows, std::int64_t first,
+                                       std::int64_t heads) {
   float* scratch = block_shared<float>();  // [warps][H]
   const std::int64_t half = args.H / 2, width = (args.N + 2 * args.G) * args.H;
   HeadPairs sum = {};
-  for (std::int64_t i = warp_id(); i < rows * heads; i += num_warps()) {
+  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * num_warps() + warp_id();
+  for (std::int64_t i = begin; i < rows * heads; i += kHeadNormParts * num_warps()) {
     const std::int64_t at = matrix_offset(i / heads, (first + i % heads) * args.H, width);
     const HeadPairs x = load_head(args.raw + at, half), d = load_head(args.dqkv + at, half);
     const float rstd = head_rstd(x, half, args.eps);
@@ -189,6 +190,17 @@ __global__ void head_norm_weight_kernel(AppendGradArgs<T> args, std::int64_t row
   for (std::int64_t h = threadIdx.x; h < args.H; h += blockDim.x) {
     float total = 0;
     for (int warp = 0; warp < num_warps(); ++warp) total += scratch[warp * args.H + h];
+    args.workspace[matrix_offset(blockIdx.x, h, args.H)] = total;
+  }
+}
+
+template <class T>
+__global__ void head_norm_weight_kernel(AppendGradArgs<T> args, Wide<T>* dweight) {
+  for (std::int64_t h = threadIdx.x; h < args.H; h += blockDim.x) {
+    float total = 0;
+#pragma unroll 8
+    for (std::int64_t part = 0; part < kHeadNormParts; ++part)
+      total += args.workspace[matrix_offset(part, h, args.H)];
     dweight[h] += total;
   }
 }
@@ -243,9 +255,11 @@ void append_grad(const AppendGradArgs<T>& args, const PassRows& rows, void* queu
          kHeadThreads, 0, queue, args, rows);
   const auto weight_gradient = [&](std::int64_t first, std::int64_t heads, Wide<T>* dweight) {
     if (!dweight || rows.count == 0) return;
-    launch("head_norm_weight", head_norm_weight_kernel<T>, dim3(1), 512,
+    RLHF_CHECK(args.workspace, "CUDA: gradients of norms of heads need a workspace");
+    launch("head_norm_parts", head_norm_parts_kernel<T>, dim3(static_cast<unsigned>(kHeadNormParts)), 512,
            static_cast<std::size_t>(512 / kWarp * args.H) * sizeof(float), queue, args, rows.count, first,
-           heads, dweight);
+           heads);
+    launch("head_norm_weight", head_norm_weight_kernel<T>, dim3(1), 256, 0, queue, args, dweight);
   };
   weight_gradient(0, args.N, args.dq_norm);
   weight_gradient(args.N, args.G, args.dk_norm);

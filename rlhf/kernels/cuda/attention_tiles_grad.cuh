@@ -1,12 +1,16 @@
 #pragma once
 // Backward of attention_tiles.cuh on tensor cores, without atomics. delta, the rows' sums of dout . out,
-// once; dQ as forward goes, per tile of rows over the keys; dK and dV per four blocks of keys, a warp for
-// each, over the rows that see them, in order. Scores and weights are computed again from the kept
-// log-sum-exp; weights and slopes are rounded to bf16 for the products, sums are float.
+// once; dQ as forward goes, per tile of rows over the keys; dK and dV per four blocks of keys, two warps for
+// each, over the rows that see them: each warp takes every other 16 of these, in order. Scores and weights
+// are computed again from the kept log-sum-exp; weights and slopes are rounded to bf16 for the products, sums
+// are float.
 
 #include "rlhf/kernels/cuda/attention_tiles.cuh"
 
 namespace rlhf::kernels::RLHF_GPU {
+
+static_assert(kBlocksPerGroup == kTileWarps);
+constexpr int kSides = 2, kKeyGradThreads = kSides * kTileThreads;
 
 /// sum over h of dout . out of one head: the part of the softmax's gradient that all keys share.
 template <class T>
@@ -144,6 +148,7 @@ struct RowTile {
   static constexpr int kDout = kRows * Padded<kWidth>::kStride, kElements = 2 * kDout;
   static constexpr int kFloats = 2 * kRows;
   static constexpr std::size_t kBytes = 2 * (kElements * sizeof(Bfloat16) + kFloats * sizeof(float));
+  static_assert(kBytes >= kTileWarps * kBlockKeys * kWidth * sizeof(float));  // sums of one side, in the end
 };
 
 /// The rows that see a run of blocks: ranges [.., last_range), up to the last position that sees a key of
@@ -184,7 +189,7 @@ __device__ inline void load_row_tile(Bfloat16* to, float* numbers,
                                      const PassAttentionGradArgs<Bfloat16>& args, const RowCursor& at,
                                      std::int64_t first_head) {
   using Tile = RowTile<kWidth>;
-  constexpr int kChunks = kWidth / 8, kAtOnce = kTileThreads / kChunks;
+  constexpr int kChunks = kWidth / 8, kAtOnce = kKeyGradThreads / kChunks;
   const int thread = static_cast<int>(threadIdx.x), h = thread % kChunks * 8;
   const std::int64_t N = args.cache.N, first = matrix_offset(at.row, first_head + at.head, N);
   const std::int64_t begin = (first + thread / kChunks * N) * kWidth + h;
@@ -283,6 +288,22 @@ __device__ inline void add_rows(KeyGradients<kWidth>& sums, const unsigned (&k)[
   multiply_add_row<true>(sums.dk, a, down, 16);
 }
 
+/// Adds the sums of the other side's warp, through shared memory.
+template <int kWidth>
+__device__ inline void add_other_side(float (&sums)[kWidth / 8][4], float* shared) {
+  constexpr int kEach = kWidth / 2 * kWarp;  // floats of a warp
+  float* const place = shared + warp_id() % kTileWarps * kEach + lane_id();
+  __syncthreads();
+  if (warp_id() >= kTileWarps) {
+#pragma unroll
+    for (int i = 0; i < kWidth / 2; ++i) place[i * kWarp] = sums[i / 4][i % 4];
+  }
+  __syncthreads();
+  if (warp_id() >= kTileWarps) return;
+#pragma unroll
+  for (int i = 0; i < kWidth / 2; ++i) sums[i / 4][i % 4] += place[i * kWarp];
+}
+
 template <int kWidth>
 __device__ inline void store_gradients(const PassAttentionGradArgs<Bfloat16>& args,
                                        const KeyGradients<kWidth>& sums, std::int64_t at) {
@@ -296,16 +317,17 @@ __device__ inline void store_gradients(const PassAttentionGradArgs<Bfloat16>& ar
     }
 }
 
-/// Blocks first .. end of one sequence; warp w has block w of the four.
+/// Blocks first .. end of one sequence, of the four from `group_begin` on; warps w and w + 4 have block w.
 template <int kWidth>
 __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, const PassRows& rows,
-                                   std::int64_t first, std::int64_t end) {
+                                   std::int64_t group_begin, std::int64_t first, std::int64_t end) {
   using Tile = RowTile<kWidth>;
   const AttentionArgs<Bfloat16>& cache = args.cache;
   const BlockUses& uses = args.uses;
   const std::int64_t g = blockIdx.y;
   const int group = static_cast<int>(cache.N / cache.G);
-  const std::int64_t block = static_cast<std::int64_t>(blockIdx.x) * kTileWarps + warp_id();
+  const int side = warp_id() / kTileWarps;
+  const std::int64_t block = group_begin + warp_id() % kTileWarps;
   const bool mine = block >= first && block < end;
   const int first_key = mine ? uses.first_keys[block] : 0, window = static_cast<int>(args.window);
   const std::int64_t at = head_offset(mine ? block : first, cache.block_stride, g, kWidth);
@@ -340,7 +362,7 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
     const Bfloat16* tile = tiles + place * Tile::kElements;
     const float* of_tile = numbers + place * Tile::kFloats;
 #pragma unroll 1
-    for (int row = 0; row < Tile::kRows && row < here.rows; row += kMmaRows) {
+    for (int row = side * kMmaRows; row < Tile::kRows && row < here.rows; row += kSides * kMmaRows) {
       const RowsOfWarp of_step = {here.position + row, window};
       if (!here.sees || !of_step.see_any(first_key, kBlockKeys)) continue;
       add_rows<kWidth>(sums, k, v, tile + row * Padded<kWidth>::kStride, of_tile + row, of_step,
@@ -348,20 +370,22 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
     }
     here = coming;
   } while (here.rows > 0);
-  __syncthreads();  // holds the compiler back: it would prepare the next blocks early and spill
-  if (mine) store_gradients<kWidth>(args, sums, at);
+  float* const shared = block_shared<float>();
+  add_other_side<kWidth>(sums.dk, shared);
+  add_other_side<kWidth>(sums.dv, shared);
+  if (mine && side == 0) store_gradients<kWidth>(args, sums, at);
 }
 
 /// Four blocks of keys of one kv head; those of one sequence at once.
 template <int kWidth>
-__global__ void __launch_bounds__(kTileThreads, kWidth <= 64 ? 3 : 2)
+__global__ void __launch_bounds__(kKeyGradThreads, kWidth <= 64 ? 2 : 1)
     attention_tile_dkv_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
-  const std::int64_t begin = static_cast<std::int64_t>(blockIdx.x) * kTileWarps;
+  const std::int64_t begin = static_cast<std::int64_t>(args.uses.groups[blockIdx.x]) * kTileWarps;
   const std::int64_t count = args.uses.num_blocks;
   const std::int64_t limit = begin + kTileWarps < count ? begin + kTileWarps : count;
   for (std::int64_t first = begin, end = begin; first < limit; first = end) {
     for (end = first + 1; end < limit && goes_on(args.uses, rows, end);) ++end;
-    attend_back<kWidth>(args, rows, first, end);
+    attend_back<kWidth>(args, rows, begin, first, end);
   }
 }
 
@@ -382,7 +406,7 @@ inline void launch_attention_tiles_grad(const PassAttentionGradArgs<Bfloat16>& a
     launch("attention_tile_dkv", attention_tile_dkv_kernel<width()>,
            dim3(static_cast<unsigned>(ceil_div(args.uses.num_blocks, kTileWarps)),
                 static_cast<unsigned>(args.cache.G)),
-           kTileThreads, RowTile<width()>::kBytes, queue, args, rows);
+           kKeyGradThreads, RowTile<width()>::kBytes, queue, args, rows);
   });
 }
 

@@ -252,6 +252,7 @@ template <class T>
 const kernels::DeviceKernels<T>& library_kernels() {
   static const kernels::DeviceKernels<T> kernels = [] {
     kernels::DeviceKernels<T> table = own_kernels<T>();
+    table.prefers_few_rows = table.few_rows_linear != nullptr;
     table.linear = [](const kernels::LinearArgs<T>& args, std::int64_t M, std::int64_t N, void* queue) {
       if (!try_library(args, M, N, queue)) own_kernels<T>().linear(args, M, N, queue);
     };

@@ -1,6 +1,6 @@
 #pragma once
 // RMSNorm and LayerNorm, forward and backward, and column sums. One block per row, which its threads hold in
-// registers in groups of 8 elements while they sum over it. Weight gradients: one block per 32 columns, over
+// registers in groups of 8 elements while they sum over it. Weight gradients: one block per 16 columns, over
 // all rows, with 16 bytes per access. Bound: memory. The residual is added by the product before
 // (accumulate), not here.
 
@@ -125,14 +125,17 @@ inline int column_threads(std::int64_t rows) {
   return rows >= 1024 ? 1024 : 256;
 }
 
-/// Adds up value(row, column, count), a group of columns, over all rows, for the 32 columns of this block,
-/// and calls put(column, sum). Four lanes share a row.
+/// Columns of a block: few, so that there are blocks for many multiprocessors, and 32 bytes in bf16.
+constexpr int kColumns = 2 * kGroup;
+
+/// Adds up value(row, column, count), a group of columns, over all rows, for the columns of this block, and
+/// calls put(column, sum). Two lanes share a row.
 template <class Value, class Put>
 __device__ inline void reduce_columns(std::int64_t rows, std::int64_t columns, const Value& value,
                                       const Put& put) {
-  constexpr int kLanes = kWarp / kGroup;
-  float* scratch = block_shared<float>();  // [warps][32]
-  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kWarp;
+  constexpr int kLanes = kColumns / kGroup;
+  float* scratch = block_shared<float>();  // [warps][kColumns]
+  const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * kColumns;
   const std::int64_t column = first + lane_id() % kLanes * kGroup;
   Group sum = {};
   if (column < columns)
@@ -142,11 +145,12 @@ __device__ inline void reduce_columns(std::int64_t rows, std::int64_t columns, c
       for (int j = 0; j < kGroup; ++j) sum.at[j] += group.at[j];
     }
   const int j = spread_sums<kGroup, kWarp / 2, kLanes>(sum.at);
-  scratch[warp_id() * kWarp + lane_id() % kLanes * kGroup + j] = sum.at[0];
+  // Two lanes have the same sum.
+  if ((lane_id() & kLanes) == 0) scratch[warp_id() * kColumns + lane_id() % kLanes * kGroup + j] = sum.at[0];
   __syncthreads();
-  if (warp_id() != 0 || first + lane_id() >= columns) return;
+  if (warp_id() != 0 || lane_id() >= kColumns || first + lane_id() >= columns) return;
   float total = 0;
-  for (int warp = 0; warp < num_warps(); ++warp) total += scratch[warp * kWarp + lane_id()];
+  for (int warp = 0; warp < num_warps(); ++warp) total += scratch[warp * kColumns + lane_id()];
   put(first + lane_id(), total);
 }
 
@@ -189,8 +193,9 @@ void norm(const NormArgs<T>& args, std::int64_t rows, void* queue) {
 template <class T>
 void add_column_sums(Wide<T>* out, const T* x, std::int64_t rows, std::int64_t n, void* queue) {
   const int threads = column_threads(rows);
-  launch("add_column_sums", column_sums_kernel<T>, dim3(static_cast<unsigned>(ceil_div(n, kWarp))), threads,
-         static_cast<std::size_t>(threads) * sizeof(float), queue, out, x, rows, n);
+  launch("add_column_sums", column_sums_kernel<T>, dim3(static_cast<unsigned>(ceil_div(n, kColumns))),
+         threads, static_cast<std::size_t>(threads / kWarp * kColumns) * sizeof(float), queue, out, x, rows,
+         n);
 }
 
 template <class T>
@@ -204,8 +209,8 @@ void norm_grad(const NormGradArgs<T>& args, void* queue) {
   const int threads = column_threads(args.T_rows);
   if (args.dweight)
     launch("norm_grad_weight", norm_grad_weight_kernel<T>,
-           dim3(static_cast<unsigned>(ceil_div(args.D, kWarp))), threads,
-           static_cast<std::size_t>(threads) * sizeof(float), queue, args);
+           dim3(static_cast<unsigned>(ceil_div(args.D, kColumns))), threads,
+           static_cast<std::size_t>(threads / kWarp * kColumns) * sizeof(float), queue, args);
   if (args.dbias) add_column_sums<T>(args.dbias, args.dy, args.T_rows, args.D, queue);
 }
 

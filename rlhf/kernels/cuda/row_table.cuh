@@ -3,6 +3,7 @@
 
 #include "rlhf/kernels/cuda/append.cuh"
 #include "rlhf/kernels/cuda/elementwise.cuh"
+#include "rlhf/kernels/cuda/few_rows.cuh"
 #include "rlhf/kernels/cuda/filter.cuh"
 #include "rlhf/kernels/cuda/logits.cuh"
 #include "rlhf/kernels/cuda/norm.cuh"
@@ -17,6 +18,7 @@ void fill_rows(DeviceKernels<T>& table) {
   table.linear_wide = linear<T, Wide<T>>;
   table.gemm = gemm<T, T>;
   table.gemm_wide = gemm<T, Wide<T>>;
+  if constexpr (sizeof(T) == sizeof(Bfloat16)) table.few_rows_linear = few_rows_linear;
   table.norm = norm<T>;
   table.norm_grad = norm_grad<T>;
   table.activation = activation<T>;
