@@ -37,6 +37,7 @@ class Bench {
     };
     group("rows", &Bench::rows);
     group("products", &Bench::products);
+    group("few_rows", &Bench::few_rows);
     group("attention", &Bench::attention);
     group("sequences", &Bench::attention_of_sequences);
     group("logits", &Bench::logits);
@@ -104,6 +105,48 @@ class Bench {
            2.0 * static_cast<double>(M) * static_cast<double>(N * K), [&] {
              ops_.linear({x.data(), K, w.data(), nullptr, y.data(), N, K, false}, M, N, memory_.queue());
            });
+    }
+  }
+
+  // Products of a decode step, every call of another layer: together they exceed the second-level cache.
+  void few_rows() {
+    if (!ops_.few_rows_linear) return;
+    struct Shape {
+      std::int64_t N, K;
+      bool gated, norm;
+    };
+    constexpr std::int64_t kLayers = 12;
+    for (const Shape shape :
+         {Shape{1152, 896, false, true}, Shape{896, 896, false, false}, Shape{4864, 896, true, true},
+          Shape{896, 4864, false, false}, Shape{4608, 3584, false, true}, Shape{18944, 3584, true, true}}) {
+      const std::int64_t N = smaller(shape.N), K = shape.K, rows = shape.gated ? 2 * N : N;
+      auto w = random<T>(kLayers * rows * K), weight = random<T>(K);
+      for (const std::int64_t M : {1, 8, 16}) {
+        auto x = random<T>(M * K), normed = random<T>(M * K), wide = random<T>(M * rows),
+             y = random<T>(M * N);
+        const double bytes = bytes_of(rows * K + M * (N + K)),
+                     flops = 2.0 * static_cast<double>(M) * static_cast<double>(rows * K);
+        std::int64_t layer = 0;
+        const auto next = [&] { return w.data() + layer++ % kLayers * rows * K; };
+        const kernels::NormArgs<T> norm = {x.data(), weight.data(), nullptr, normed.data(), nullptr, nullptr,
+                                           K,        1e-5,          false,   false};
+        const nlohmann::ordered_json name = {
+            {"M", M}, {"N", N}, {"K", K}, {"gated", shape.gated}, {"norm", shape.norm}};
+        time("few_rows_linear", name, bytes, flops, [&] {
+          kernels::FewRowsArgs<T> args = {{x.data(), K, next(), nullptr, y.data(), N, K, false}, M};
+          if (shape.norm) args.norm = norm;
+          args.gated = shape.gated;
+          ops_.few_rows_linear(args, N, memory_.queue());
+        });
+        time("norm, linear, activation", name, bytes, flops, [&] {
+          if (shape.norm) ops_.norm(norm, M, memory_.queue());
+          ops_.linear({shape.norm ? normed.data() : x.data(), K, next(), nullptr,
+                       shape.gated ? wide.data() : y.data(), rows, K, false},
+                      M, rows, memory_.queue());
+          if (shape.gated)
+            ops_.activation({wide.data(), y.data(), N, kernels::GluKind::kSilu}, M, memory_.queue());
+        });
+      }
     }
   }
 
@@ -312,7 +355,8 @@ int main(int argc, char** argv) {
   app.add_option("--device", device, "cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
   app.add_flag("--small", small, "A sixteenth of the sizes");
   app.add_option("--only", only, "One group of operations")
-      ->check(CLI::IsMember({"rows", "products", "attention", "sequences", "logits", "optimizer"}));
+      ->check(
+          CLI::IsMember({"rows", "products", "few_rows", "attention", "sequences", "logits", "optimizer"}));
   CLI11_PARSE(app, argc, argv);
   try {
     return rlhf::run(device, small, only);

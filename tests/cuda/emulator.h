@@ -311,6 +311,14 @@ void launch(const char*, void (*kernel)(Parameters...), dim3 grid, int threads, 
   run_kernel(kernel, grid, threads, shared_bytes, arguments...);
 }
 
+// Kernels of a queue run one after another here.
+inline void follow_last_kernel() {}
+template <class... Parameters, class... Arguments>
+void launch_early(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
+                  std::size_t shared_bytes, void* queue, const Arguments&... arguments) {
+  launch(name, kernel, grid, threads, shared_bytes, queue, arguments...);
+}
+
 /// The lane's registers of A and of B.
 struct Operands {
   unsigned a[4], b[2];

@@ -99,6 +99,7 @@ __device__ inline std::uint32_t head_largest(const HeadPairs& head, std::int64_t
 
 template <class T, class E>
 __global__ void append_kernel(AppendArgs<T, E> args, PassRows rows) {
+  follow_last_kernel();
   const std::int64_t half = args.H / 2, width = (args.N + 2 * args.G) * args.H;
   if (task_of_warp() >= rows.count * (args.N + 2 * args.G)) return;
   const HeadTask task = head_task(task_of_warp(), args.N, args.G);
@@ -244,8 +245,8 @@ inline dim3 blocks_for_heads(std::int64_t tasks) {
 template <class T, class E>
 void append(const AppendArgs<T, E>& args, const PassRows& rows, void* queue) {
   check_head_width(args.H);
-  launch("append", append_kernel<T, E>, blocks_for_heads(rows.count * (args.N + 2 * args.G)), kHeadThreads, 0,
-         queue, args, rows);
+  launch_early("append", append_kernel<T, E>, blocks_for_heads(rows.count * (args.N + 2 * args.G)),
+               kHeadThreads, 0, queue, args, rows);
 }
 
 template <class T>

@@ -265,6 +265,7 @@ __device__ inline void load_heads(float* to, const T* x, std::int64_t elements) 
 
 template <class T, class E, int kHeads, int kElements>
 __global__ void attention_kernel(PassAttentionArgs<T, E> args, PassRows rows, std::int64_t max_parts) {
+  follow_last_kernel();
   const AttentionArgs<T, E>& cache = args.cache;
   const std::int64_t H = cache.H;
   const AttentionTile tile = attention_tile<kHeads>(cache, rows, args.window);
@@ -345,16 +346,20 @@ __global__ void attention_kernel(PassAttentionArgs<T, E> args, PassRows rows, st
   }
 }
 
+/// The compiler reads the weights of so many parts at once, also beyond the last one.
+constexpr int kPartsAtOnce = 8;
+
 /// Sums the parts of one (row, head), in order.
 template <class T, class E>
 __global__ void attention_parts_kernel(PassAttentionArgs<T, E> args, PassRows rows, std::int64_t max_parts) {
+  follow_last_kernel();
   const std::int64_t N = args.cache.N, H = args.cache.H, n = blockIdx.x % N;
   const std::int64_t t = single_row(rows, blockIdx.x / N);
   const std::int64_t position = rows.positions[t];
   const PartRange parts = visible_parts(first_visible_key(position, args.window), position + 1);
   if (parts.count == 1) return;
   const float* partial = args.workspace + part_offset(blockIdx.x / N, n, 0, N, max_parts, H);
-  float* weights = block_shared<float>();  // [parts]
+  float* weights = block_shared<float>();  // [parts], to a multiple of kPartsAtOnce
   // Every warp for itself: the maximum, then the weights and their total.
   float maximum = -INFINITY, total = 0;
   for (std::int64_t part = lane_id(); part < parts.count; part += kWarp)
@@ -369,7 +374,7 @@ __global__ void attention_parts_kernel(PassAttentionArgs<T, E> args, PassRows ro
   __syncthreads();
   for (std::int64_t h = threadIdx.x; h < H; h += blockDim.x) {
     float sum = 0;
-#pragma unroll 8
+#pragma unroll kPartsAtOnce
     for (std::int64_t part = 0; part < parts.count; ++part)
       sum += weights[part] * partial[part * (H + 2) + h];
     args.out[matrix_offset(t, n * H + h, N * H)] = from_float<T>(sum / total);
@@ -388,14 +393,15 @@ template <int kHeads, int kElements, class T, class E>
 void launch_attention(const PassAttentionArgs<T, E>& args, const PassRows& rows, void* queue) {
   const std::int64_t tiles = args.cache.G * ceil_div(args.cache.N / args.cache.G, kHeads);
   const std::int64_t parts = max_attention_parts(rows.max_keys, args.window);
-  launch("attention", attention_kernel<T, E, kHeads, kElements>,
-         dim3(static_cast<unsigned>(num_single_rows(rows) * tiles), static_cast<unsigned>(parts)),
-         kAttentionWarps * kWarp, attention_shared_bytes<E>(kHeads, kWidth<kElements>, args.cache.H), queue,
-         args, rows, parts);
+  launch_early("attention", attention_kernel<T, E, kHeads, kElements>,
+               dim3(static_cast<unsigned>(num_single_rows(rows) * tiles), static_cast<unsigned>(parts)),
+               kAttentionWarps * kWarp, attention_shared_bytes<E>(kHeads, kWidth<kElements>, args.cache.H),
+               queue, args, rows, parts);
   if (parts > 1)
-    launch("attention_parts", attention_parts_kernel<T, E>,
-           dim3(static_cast<unsigned>(num_single_rows(rows) * args.cache.N)), 128,
-           static_cast<std::size_t>(parts) * sizeof(float), queue, args, rows, parts);
+    launch_early("attention_parts", attention_parts_kernel<T, E>,
+                 dim3(static_cast<unsigned>(num_single_rows(rows) * args.cache.N)), 128,
+                 static_cast<std::size_t>(ceil_div(parts, kPartsAtOnce) * kPartsAtOnce) * sizeof(float),
+                 queue, args, rows, parts);
 }
 
 template <class T, class E>

@@ -1,7 +1,7 @@
 #pragma once
 // Backward of attention_tiles.cuh on tensor cores, without atomics. delta, the rows' sums of dout . out,
-// once; dQ as forward goes, per tile of rows over the keys; dK and dV per four blocks of keys, two warps for
-// each, over the rows that see them: each warp takes every other 16 of these, in order. Scores and weights
+// once; dQ as forward goes, per tile of rows over the keys; dK and dV per four blocks of keys, a warp for
+// each, over the rows that see them, in order, or two warps, which take 16 rows in turn. Scores and weights
 // are computed again from the kept log-sum-exp; weights and slopes are rounded to bf16 for the products, sums
 // are float.
 
@@ -10,7 +10,11 @@
 namespace rlhf::kernels::RLHF_GPU {
 
 static_assert(kBlocksPerGroup == kTileWarps);
-constexpr int kSides = 2, kKeyGradThreads = kSides * kTileThreads;
+/// Warps that share the rows of a block of keys: two hide more latency, where registers allow it.
+template <int kWidth>
+constexpr int kSides = kWidth <= 64 ? 2 : 1;
+template <int kWidth>
+constexpr int kKeyGradThreads = kSides<kWidth>* kTileThreads;
 
 /// sum over h of dout . out of one head: the part of the softmax's gradient that all keys share.
 template <class T>
@@ -189,7 +193,7 @@ __device__ inline void load_row_tile(Bfloat16* to, float* numbers,
                                      const PassAttentionGradArgs<Bfloat16>& args, const RowCursor& at,
                                      std::int64_t first_head) {
   using Tile = RowTile<kWidth>;
-  constexpr int kChunks = kWidth / 8, kAtOnce = kKeyGradThreads / kChunks;
+  constexpr int kChunks = kWidth / 8, kAtOnce = kKeyGradThreads<kWidth> / kChunks;
   const int thread = static_cast<int>(threadIdx.x), h = thread % kChunks * 8;
   const std::int64_t N = args.cache.N, first = matrix_offset(at.row, first_head + at.head, N);
   const std::int64_t begin = (first + thread / kChunks * N) * kWidth + h;
@@ -293,7 +297,7 @@ template <int kWidth>
 __device__ inline void add_other_side(float (&sums)[kWidth / 8][4], float* shared) {
   constexpr int kEach = kWidth / 2 * kWarp;  // floats of a warp
   float* const place = shared + warp_id() % kTileWarps * kEach + lane_id();
-  __syncthreads();
+  __syncthreads();  // nobody reads what is there
   if (warp_id() >= kTileWarps) {
 #pragma unroll
     for (int i = 0; i < kWidth / 2; ++i) place[i * kWarp] = sums[i / 4][i % 4];
@@ -317,7 +321,8 @@ __device__ inline void store_gradients(const PassAttentionGradArgs<Bfloat16>& ar
     }
 }
 
-/// Blocks first .. end of one sequence, of the four from `group_begin` on; warps w and w + 4 have block w.
+/// Blocks first .. end of one sequence, of the four from `group_begin` on; warps w and w + 4 (where there are
+/// two sides) have block w.
 template <int kWidth>
 __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, const PassRows& rows,
                                    std::int64_t group_begin, std::int64_t first, std::int64_t end) {
@@ -362,7 +367,7 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
     const Bfloat16* tile = tiles + place * Tile::kElements;
     const float* of_tile = numbers + place * Tile::kFloats;
 #pragma unroll 1
-    for (int row = side * kMmaRows; row < Tile::kRows && row < here.rows; row += kSides * kMmaRows) {
+    for (int row = side * kMmaRows; row < Tile::kRows && row < here.rows; row += kSides<kWidth> * kMmaRows) {
       const RowsOfWarp of_step = {here.position + row, window};
       if (!here.sees || !of_step.see_any(first_key, kBlockKeys)) continue;
       add_rows<kWidth>(sums, k, v, tile + row * Padded<kWidth>::kStride, of_tile + row, of_step,
@@ -370,15 +375,17 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
     }
     here = coming;
   } while (here.rows > 0);
-  float* const shared = block_shared<float>();
-  add_other_side<kWidth>(sums.dk, shared);
-  add_other_side<kWidth>(sums.dv, shared);
+  __syncthreads();  // holds the compiler back: it would prepare the next blocks early and spill
+  if constexpr (kSides<kWidth> == 2) {
+    add_other_side<kWidth>(sums.dk, block_shared<float>());
+    add_other_side<kWidth>(sums.dv, block_shared<float>());
+  }
   if (mine && side == 0) store_gradients<kWidth>(args, sums, at);
 }
 
 /// Four blocks of keys of one kv head; those of one sequence at once.
 template <int kWidth>
-__global__ void __launch_bounds__(kKeyGradThreads, kWidth <= 64 ? 2 : 1)
+__global__ void __launch_bounds__(kKeyGradThreads<kWidth>, kSides<kWidth> == 2 ? 1 : 2)
     attention_tile_dkv_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
   const std::int64_t begin = static_cast<std::int64_t>(args.uses.groups[blockIdx.x]) * kTileWarps;
   const std::int64_t count = args.uses.num_blocks;
@@ -406,7 +413,7 @@ inline void launch_attention_tiles_grad(const PassAttentionGradArgs<Bfloat16>& a
     launch("attention_tile_dkv", attention_tile_dkv_kernel<width()>,
            dim3(static_cast<unsigned>(ceil_div(args.uses.num_blocks, kTileWarps)),
                 static_cast<unsigned>(args.cache.G)),
-           kKeyGradThreads, RowTile<width()>::kBytes, queue, args, rows);
+           kKeyGradThreads<width()>, RowTile<width()>::kBytes, queue, args, rows);
   });
 }
 

@@ -85,6 +85,7 @@ __device__ inline Group operator*(const Group& a, const Group& b) {
 
 template <class T>
 __global__ void activation_kernel(ActivationArgs<T> args) {
+  follow_last_kernel();
   const bool gated = args.kind != GluKind::kGeluTanhPlain;
   const std::int64_t t = blockIdx.x;
   const T* gate = args.x + matrix_offset(t, 0, gated ? 2 * args.F : args.F);
@@ -213,7 +214,7 @@ __global__ void copy_blocks_kernel(T* base, std::int64_t layer_stride, std::int6
 
 template <class T>
 void activation(const ActivationArgs<T>& args, std::int64_t rows, void* queue) {
-  launch("activation", activation_kernel<T>, blocks_for_rows(rows, args.F), kThreads, 0, queue, args);
+  launch_early("activation", activation_kernel<T>, blocks_for_rows(rows, args.F), kThreads, 0, queue, args);
 }
 template <class T>
 void activation_grad(const ActivationGradArgs<T>& args, std::int64_t rows, void* queue) {

@@ -15,35 +15,8 @@ namespace rlhf::kernels::RLHF_GPU {
 
 constexpr int kFewWarps = 8, kFewThreads = kFewWarps * kWarp;
 constexpr int kTileOutputs = 8, kTileSums = static_cast<int>(kFewRows) * kTileOutputs;
-constexpr int kStepK = 32;      // elements of K that a warp takes at a time: 8 a lane, two products
-constexpr int kStepsAhead = 4;  // steps whose loads are in flight
-
-/// 8 elements of a row of x at k as the product takes them; zeros beyond the rows and beyond K.
-struct FewRowsInput {
-  const FewRowsArgs<Bfloat16>& args;
-  const float* mean;  ///< [kFewRows]
-  const float* rstd;  ///< [kFewRows]
-
-  __device__ Words load(std::int64_t m, std::int64_t k) const {
-    return m < args.M && k < args.product.K
-               ? load_words(args.product.x + matrix_offset(m, k, args.product.ldx))
-               : Words{};
-  }
-  __device__ Words prepare(Words x, std::int64_t m, std::int64_t k) const {
-    if (!args.norm.weight || m >= args.M || k >= args.product.K) return x;
-    const Words weight = load_words(args.norm.weight + k);
-    const Words bias = args.norm.bias ? load_words(args.norm.bias + k) : Words{};
-    const float offset = args.norm.plus_one ? 1 : 0;
-    float out[kGroup];
-#pragma unroll
-    for (int j = 0; j < kGroup; ++j)
-      out[j] = (element<Bfloat16>(x, j) - mean[m]) * rstd[m] * (offset + element<Bfloat16>(weight, j)) +
-               element<Bfloat16>(bias, j);
-#pragma unroll
-    for (int j = 0; j < kGroup; j += 2) x.at[j / 2] = round_pair(out[j], out[j + 1]);
-    return x;
-  }
-};
+constexpr int kStepK = 32;             // elements of K that a warp takes at a time: 8 a lane, two products
+constexpr int kPieceElements = 16384;  // of x in shared memory
 
 /// Mean (of LayerNorm) and reciprocal deviation of every row, a warp a row.
 __device__ inline void row_statistics(const FewRowsArgs<Bfloat16>& args, float* means, float* rstds) {
@@ -67,40 +40,112 @@ __device__ inline void row_statistics(const FewRowsArgs<Bfloat16>& args, float* 
   }
 }
 
-/// Sums of one warp: its tile of every one of kTiles halves of the outputs, over its share of K.
+/// What a warp reads of w: its tile of every one of kTiles halves of the outputs, over its share of K. The
+/// loads of the next kAhead steps are under way: bytes in flight are what the speed of memory takes.
 template <int kTiles>
-__device__ inline void add_products(const FewRowsInput& x, std::int64_t first_output, std::int64_t outputs,
-                                    int share, int shares, float (&sums)[kTiles][4]) {
-  const LinearArgs<Bfloat16>& product = x.args.product;
-  const std::int64_t row = lane_id() / 4, lane_k = lane_id() % 4 * kGroup;
-  const bool two = x.args.M > 8, inside = first_output + row < outputs;
-  const Bfloat16* w = product.w + matrix_offset(first_output + row, 0, product.K);
-  const std::int64_t half =
-      matrix_offset(outputs, 0, product.K);  // from a tile to its partner in the other half
-  for (std::int64_t step = share; step * kStepK < product.K;
-       step += static_cast<std::int64_t>(shares) * kStepsAhead) {
-    Words weights[kStepsAhead][kTiles], low[kStepsAhead], high[kStepsAhead];
+struct WeightStream {
+  static constexpr int kAhead = 8;
+  // What add_products takes in a round is part of every piece of x.
+  static_assert(kPieceElements / 16 % (kStepK * kAhead * kFewWarps / 2) == 0 &&
+                kPieceElements / 8 % (kStepK * kAhead * kFewWarps) == 0);
+  const Bfloat16* w;  ///< the lane's first 8 elements
+  std::int64_t half;  ///< from a tile to its partner in the other half
+  std::int64_t K;
+  int lane_k;
+  bool inside;
+  Words at[kAhead][kTiles];
+
+  __device__ void load(int slot, std::int64_t step) {
+    const bool there = inside && step * kStepK + lane_k < K;
 #pragma unroll
-    for (int s = 0; s < kStepsAhead; ++s) {
-      const std::int64_t k = (step + static_cast<std::int64_t>(s) * shares) * kStepK + lane_k;
+    for (int i = 0; i < kTiles; ++i)
+      at[slot][i] = there ? load_words(w + (i * half + step * kStepK)) : Words{};
+  }
+};
+
+template <int kTiles>
+__device__ inline WeightStream<kTiles> open_weights(const LinearArgs<Bfloat16>& product,
+                                                    std::int64_t first_output, std::int64_t outputs,
+                                                    int share, int shares) {
+  const std::int64_t row = first_output + lane_id() / 4;
+  const int lane_k = lane_id() % 4 * kGroup;
+  WeightStream<kTiles> stream = {product.w + matrix_offset(row, lane_k, product.K),
+                                 matrix_offset(outputs, 0, product.K),
+                                 product.K,
+                                 lane_k,
+                                 row < outputs,
+                                 {}};
 #pragma unroll
-      for (int i = 0; i < kTiles; ++i)
-        weights[s][i] = inside && k < product.K ? load_words(w + (i * half + k)) : Words{};
-      low[s] = x.load(row, k);
-      high[s] = two ? x.load(row + 8, k) : Words{};
+  for (int s = 0; s < stream.kAhead; ++s) stream.load(s, share + s * shares);
+  return stream;
+}
+
+/// Elements of K of a piece of x that fits shared memory, and the distance of its rows there: eight of them
+/// lie in different banks.
+struct RowPiece {
+  int elements, stride;
+};
+RLHF_HOST_DEVICE inline RowPiece row_piece(std::int64_t M) {
+  int rows = 1;
+  while (rows < M) rows *= 2;
+  const int elements = kPieceElements / rows;
+  return {elements, elements + kStepK};
+}
+
+/// Brings elements [k0, k0 + piece.elements) of every row to shared memory, normed where there is a norm.
+__device__ inline void stage_rows(const FewRowsArgs<Bfloat16>& args, const float* means, const float* rstds,
+                                  std::int64_t k0, RowPiece piece, Bfloat16* to) {
+  const std::int64_t left = args.product.K - k0;
+  const int groups = static_cast<int>(left < piece.elements ? left : piece.elements) / kGroup;
+  const float offset = args.norm.plus_one ? 1 : 0;
+  for (int e = static_cast<int>(threadIdx.x); e < groups * static_cast<int>(args.M); e += kFewThreads) {
+    const int m = e / groups, k = e % groups * kGroup;
+    Words x = load_words(args.product.x + matrix_offset(m, k0 + k, args.product.ldx));
+    if (args.norm.weight) {
+      const Words weight = load_words(args.norm.weight + k0 + k);
+      const Words bias = args.norm.bias ? load_words(args.norm.bias + k0 + k) : Words{};
+      float out[kGroup];
+#pragma unroll
+      for (int j = 0; j < kGroup; ++j)
+        out[j] = (element<Bfloat16>(x, j) - means[m]) * rstds[m] * (offset + element<Bfloat16>(weight, j)) +
+                 element<Bfloat16>(bias, j);
+#pragma unroll
+      for (int j = 0; j < kGroup; j += 2) x.at[j / 2] = round_pair(out[j], out[j + 1]);
     }
+    store_words(to + m * piece.stride + k, x);
+  }
+}
+
+/// The steps of this warp in [first, end), from the piece of x that begins with step `begin`. @return the
+/// next
+template <int kTiles>
+__device__ inline std::int64_t add_products(const FewRowsArgs<Bfloat16>& args, const Bfloat16* x,
+                                            RowPiece piece, std::int64_t begin, std::int64_t first,
+                                            std::int64_t end, int shares, WeightStream<kTiles>& weights,
+                                            float (&sums)[kTiles][4]) {
+  constexpr int kAhead = WeightStream<kTiles>::kAhead;
+  const int row = lane_id() / 4;
+  const bool low = row < args.M, high = row + 8 < args.M;
+  const Bfloat16* lane_x = x + row * piece.stride + weights.lane_k;
+  for (; first < end; first += kAhead * shares) {
 #pragma unroll
-    for (int s = 0; s < kStepsAhead; ++s) {
-      const std::int64_t k = (step + static_cast<std::int64_t>(s) * shares) * kStepK + lane_k;
-      const Words a = x.prepare(low[s], row, k), b = two ? x.prepare(high[s], row + 8, k) : Words{};
+    for (int s = 0; s < kAhead; ++s) {
+      const std::int64_t step = first + s * shares;
+      if (step >= end) return step;
+      const int k = static_cast<int>(step - begin) * kStepK;
+      const bool inside = step * kStepK + weights.lane_k < weights.K;
+      const Words a = low && inside ? load_words(lane_x + k) : Words{},
+                  b = high && inside ? load_words(lane_x + 8 * piece.stride + k) : Words{};
 #pragma unroll
       for (int i = 0; i < kTiles; ++i)
 #pragma unroll
         for (int j = 0; j < 4; j += 2)
-          multiply_add(sums[i], {a.at[j], b.at[j], a.at[j + 1], b.at[j + 1]}, weights[s][i].at[j],
-                       weights[s][i].at[j + 1]);
+          multiply_add(sums[i], {a.at[j], b.at[j], a.at[j + 1], b.at[j + 1]}, weights.at[s][i].at[j],
+                       weights.at[s][i].at[j + 1]);
+      weights.load(s, step + kAhead * shares);
     }
   }
+  return first;
 }
 
 /// kTiles is 2 where an activation multiplies two halves of the outputs, else 1. `shares` warps add up a
@@ -111,16 +156,25 @@ __global__ void __launch_bounds__(kFewThreads)
   float* partial = block_shared<float>();  // [warps][kTiles][kFewRows][kTileOutputs]
   float* means = partial + kFewWarps * kTiles * kTileSums;
   float* rstds = means + kFewRows;
+  auto* x = reinterpret_cast<Bfloat16*>(rstds + kFewRows);
   const LinearArgs<Bfloat16>& product = args.product;
-  if (args.norm.weight) {
-    row_statistics(args, means, rstds);
-    __syncthreads();
-  }
   const int tiles = kFewWarps / shares, share = warp_id() % shares;
   const std::int64_t first_tile = static_cast<std::int64_t>(blockIdx.x) * tiles;
+  WeightStream<kTiles> weights =
+      open_weights<kTiles>(product, (first_tile + warp_id() / shares) * kTileOutputs, outputs, share, shares);
+  follow_last_kernel();
+  if (args.norm.weight) row_statistics(args, means, rstds);
   float sums[kTiles][4] = {};
-  add_products<kTiles>({args, means, rstds}, (first_tile + warp_id() / shares) * kTileOutputs, outputs, share,
-                       shares, sums);
+  const RowPiece piece = row_piece(args.M);
+  std::int64_t next = share;
+  for (std::int64_t k0 = 0; k0 < product.K; k0 += piece.elements) {
+    __syncthreads();  // statistics are there, and nobody needs the piece before
+    stage_rows(args, means, rstds, k0, piece, x);
+    __syncthreads();
+    const std::int64_t end =
+        ceil_div(product.K < k0 + piece.elements ? product.K : k0 + piece.elements, kStepK);
+    next = add_products<kTiles>(args, x, piece, k0 / kStepK, next, end, shares, weights, sums);
+  }
 #pragma unroll
   for (int i = 0; i < kTiles; ++i)
 #pragma unroll
@@ -157,19 +211,25 @@ inline void few_rows_linear(const FewRowsArgs<Bfloat16>& args, std::int64_t N, v
              "CUDA: a product of few rows needs at most ", kFewRows, " of them, at multiples of 16 bytes");
   const std::int64_t tiles = ceil_div(N, kTileOutputs);
   if (args.M == 0 || N == 0) return;
-  // Some 1000 warps keep the memory of a large GPU busy.
+  // Some 1000 warps keep the memory of a large GPU busy. A piece of x is a whole number of rounds of the
+  // warps.
+  const int most = args.M > 8 ? kFewWarps / 2 : kFewWarps;
   int shares = 1;
-  while (shares < kFewWarps && tiles * shares < 1024) shares *= 2;
+  while (shares < most && tiles * shares < 1024) shares *= 2;
+  const RowPiece piece = row_piece(args.M);
   const auto blocks = dim3(static_cast<unsigned>(ceil_div(tiles, kFewWarps / shares)));
-  const auto shared = [](int halves) {
+  const auto shared = [&](int halves) {
     return (static_cast<std::size_t>(halves) * kFewWarps * kTileSums +
             2 * static_cast<std::size_t>(kFewRows)) *
-           sizeof(float);
+               sizeof(float) +
+           static_cast<std::size_t>(args.M * piece.stride) * sizeof(Bfloat16);
   };
   if (args.gated)
-    launch("few_rows_linear", few_rows_kernel<2>, blocks, kFewThreads, shared(2), queue, args, N, shares);
+    launch_early("few_rows_linear", few_rows_kernel<2>, blocks, kFewThreads, shared(2), queue, args, N,
+                 shares);
   else
-    launch("few_rows_linear", few_rows_kernel<1>, blocks, kFewThreads, shared(1), queue, args, N, shares);
+    launch_early("few_rows_linear", few_rows_kernel<1>, blocks, kFewThreads, shared(1), queue, args, N,
+                 shares);
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU

@@ -51,18 +51,58 @@ __device__ inline float quick_quotient(float a, float b) {
   return __fdividef(a, b);
 }
 
+/// What a kernel queued by launch_early does, in every thread, before it reads what the kernel before it in
+/// the queue writes and before it writes anything: waits until that one has ended. From then on the next one
+/// may begin early. Before it, only what no kernel of the same step writes (weights) may be read.
+__device__ inline void follow_last_kernel() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+/// Whether the current GPU can start a kernel early: from compute capability 9.0 on.
+inline bool starts_early() {
+  int device = 0, major = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return false;
+  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+         major >= 9;
+}
+
+template <class... Parameters, class... Arguments>
+void launch_kernel(bool early, const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
+                   std::size_t shared_bytes, void* queue, const Arguments&... arguments) {
+  if (grid.x == 0 || grid.y == 0) return;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = static_cast<cudaStream_t>(queue);
+  config.attrs = &attribute;
+  config.numAttrs = early ? 1 : 0;
+  const cudaError_t status = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  if (status != cudaSuccess)
+    fail<Error>("CUDA kernel ", name, " with ", grid.x, " x ", grid.y, " blocks of ", threads,
+                " threads and ", shared_bytes, " bytes of shared memory: ", cudaGetErrorString(status));
+}
+
 /// Queues a kernel; at most 48 KiB of shared memory. @throws Error when the launch is refused. Faults inside
 /// a kernel show up at the next synchronisation.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads, std::size_t shared_bytes,
             void* queue, const Arguments&... arguments) {
-  if (grid.x == 0 || grid.y == 0) return;
-  kernel<<<grid, static_cast<unsigned>(threads), shared_bytes, static_cast<cudaStream_t>(queue)>>>(
-      arguments...);
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess)
-    fail<Error>("CUDA kernel ", name, " with ", grid.x, " x ", grid.y, " blocks of ", threads,
-                " threads and ", shared_bytes, " bytes of shared memory: ", cudaGetErrorString(status));
+  launch_kernel(false, name, kernel, grid, threads, shared_bytes, queue, arguments...);
+}
+
+/// The same for a kernel that calls follow_last_kernel: its blocks start, and read weights, while the kernel
+/// before it ends. For the chain of short kernels that a decode step is.
+template <class... Parameters, class... Arguments>
+void launch_early(const char* name, void (*kernel)(Parameters...), dim3 grid, int threads,
+                  std::size_t shared_bytes, void* queue, const Arguments&... arguments) {
+  launch_kernel(starts_early(), name, kernel, grid, threads, shared_bytes, queue, arguments...);
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU

@@ -40,6 +40,7 @@ __device__ inline void for_row(std::int64_t D, bool held, const Load& load, cons
 
 template <class T, int kHeld>
 __global__ void norm_kernel(NormArgs<T> args) {
+  follow_last_kernel();
   float* scratch = block_shared<float>();
   const std::int64_t D = args.D, t = blockIdx.x;
   const T* x = args.x + matrix_offset(t, 0, D);
@@ -186,8 +187,8 @@ void norm(const NormArgs<T>& args, std::int64_t rows, void* queue) {
   const auto kernel = shape.held == 1   ? norm_kernel<T, 1>
                       : shape.held == 2 ? norm_kernel<T, 2>
                                         : norm_kernel<T, 4>;
-  launch("norm", kernel, dim3(static_cast<unsigned>(rows)), shape.threads, kWarp * sizeof(float), queue,
-         args);
+  launch_early("norm", kernel, dim3(static_cast<unsigned>(rows)), shape.threads, kWarp * sizeof(float), queue,
+               args);
 }
 
 template <class T>
