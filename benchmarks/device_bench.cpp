@@ -308,6 +308,19 @@ class Bench {
     time("filter by top-k and top-p", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
       ops_.filter({values.data(), V, keys.data(), filters.data(), lse.data()}, rows, memory_.queue());
     });
+    // In place as well: the numbers run away, the work is the same.
+    const std::int64_t listed = smaller(1000);
+    std::vector<kernels::LogitEdit> edits(static_cast<std::size_t>(rows * listed));
+    for (std::int64_t i = 0; i < rows * listed; ++i)
+      edits[static_cast<std::size_t>(i)] = {static_cast<TokenId>(i % listed * (V / listed)), 0, 0, 1.1F};
+    DeviceBuffer<kernels::LogitEdit> lists(memory_, edits);
+    std::vector<kernels::RowEdits> each;
+    for (std::int64_t r = 0; r < rows; ++r) each.push_back({lists.data() + r * listed, listed, nullptr, 0});
+    DeviceBuffer<kernels::RowEdits> row_edits(memory_, each);
+    time("edit 1000 tokens", {{"rows", rows}, {"V", V}}, bytes, 0, [&] {
+      ops_.edit({values.data(), V, keys.data(), row_edits.data(), lse.data(), workspace.data()}, rows,
+                memory_.queue());
+    });
   }
 
   void optimizer() {

@@ -6,6 +6,7 @@
 
 #include "rlhf/core/random.h"
 #include "rlhf/kernels/adamw.h"
+#include "rlhf/kernels/cpu_device_edit.h"
 #include "rlhf/kernels/cpu_device_few_rows.h"
 #include "rlhf/kernels/cpu_device_filter.h"
 #include "rlhf/kernels/cpu_device_fp8.h"
@@ -230,6 +231,11 @@ void logits_grad(const LogitsArgs<T>& args, std::int64_t rows, void* queue) {
   });
 }
 
+// The temperature is of no effect on a greedy row's token; its statistics are at temperature 1.
+double draw_scale(const DrawKey& key) {
+  return key.greedy ? 1 : key.inv_temperature;
+}
+
 // One row's token, and its statistics where they are wanted.
 template <class T>
 TokenId draw_one(const T* logits, std::int64_t V, const DrawKey& key, LogitsRow* statistics) {
@@ -238,7 +244,7 @@ TokenId draw_one(const T* logits, std::int64_t V, const DrawKey& key, LogitsRow*
   if (statistics) *statistics = {NAN, NAN, NAN, NAN};
   if (has_nan || !std::isfinite(*largest)) return -1;
   if (key.greedy && !statistics) return static_cast<TokenId>(largest - logits);
-  const double scale = key.greedy ? 1 : key.inv_temperature;
+  const double scale = draw_scale(key);
   const auto exponent = [&](std::int64_t i) {
     return (static_cast<double>(logits[i]) - static_cast<double>(*largest)) * scale;
   };
@@ -261,6 +267,23 @@ TokenId draw_one(const T* logits, std::int64_t V, const DrawKey& key, LogitsRow*
     *statistics = {max, max + log_mass, exponent(last) - log_mass, log_mass - moment / mass};
   }
   return static_cast<TokenId>(last);
+}
+
+template <class T>
+void edit(const EditArgs<T>& args, std::int64_t rows, void* queue) {
+  compute_of<T>(queue).for_rows(rows, 20 * args.V, [&](std::int64_t i) {
+    if (args.edits[i].changes())
+      args.unedited[i] = edit_one(args.logits + i * args.V, args.V, draw_scale(args.keys[i]), args.edits[i]);
+  });
+}
+
+template <class T>
+void unedited_logprobs(const EditArgs<T>& args, const TokenId* tokens, std::int64_t rows, void* /*queue*/) {
+  for (std::int64_t i = 0; i < rows; ++i)
+    if (args.edits[i].changes())
+      args.unedited[i] =
+          unedited_logit(args.logits + i * args.V, args.edits[i], tokens[i]) * draw_scale(args.keys[i]) -
+          args.unedited[i];
 }
 
 template <class T>
@@ -346,6 +369,8 @@ const DeviceKernels<T>& cpu_device_kernels() {
     k.copy_blocks = copy_blocks<T>;
     k.logits = logits<T>;
     k.logits_grad = logits_grad<T>;
+    k.edit = edit<T>;
+    k.unedited_logprobs = unedited_logprobs<T>;
     k.filter = filter<T>;
     k.draw = draw<T>;
     k.narrow = [](T* to, const T* from, std::int64_t n, void*) { std::copy_n(from, n, to); };

@@ -188,6 +188,44 @@ struct DrawArgs {
   double* workspace;  ///< logits_workspace() elements; the CPU needs none
 };
 
+/// One token whose logit changes before its row is drawn from.
+struct LogitEdit {
+  TokenId token = 0;
+  float bias = 0;        ///< added; -inf rules the token out. `edit` leaves the logit as it was here
+  float penalty = 0;     ///< then taken off
+  float repetition = 1;  ///< then a divisor of what is not negative, a factor of what is
+};
+template <class V>
+RLHF_HOST_DEVICE constexpr V edited_logit(const LogitEdit& edit, V logit) {
+  logit += static_cast<V>(edit.bias);
+  logit -= static_cast<V>(edit.penalty);
+  const V repetition = static_cast<V>(edit.repetition);
+  return logit < 0 ? logit * repetition : logit / repetition;
+}
+
+/// What changes in one row. The tokens of a list differ from one another and lie in [0, V).
+struct RowEdits {
+  LogitEdit* edits = nullptr;
+  std::int64_t num_edits = 0;
+  const TokenId* allowed = nullptr;  ///< all other tokens become -inf
+  std::int64_t num_allowed = 0;      ///< 0 = every token is
+
+  RLHF_HOST_DEVICE constexpr bool changes() const { return num_edits > 0 || num_allowed > 0; }
+};
+
+/// Edits of rows before filters and draws, and what a draw from the unedited row would have reported.
+template <class T>
+struct EditArgs {
+  Wide<T>* logits;  ///< [rows, V], after the soft cap
+  std::int64_t V;
+  const DrawKey* keys;    ///< [rows]: of the draws that follow, for their temperature (1 when greedy)
+  const RowEdits* edits;  ///< [rows]
+  /// [rows], where a row changes: `edit` leaves the unedited row's log-sum-exp, `unedited_logprobs` makes it
+  /// the drawn token's log-prob.
+  double* unedited;
+  double* workspace;  ///< logits_workspace() elements; the CPU needs none
+};
+
 /// Which tokens of a row a draw may take: the top_k largest logits and all that tie with the last of them; of
 /// these the smallest set of largest probabilities whose sum reaches top_p, the lower token first among
 /// equals; of these the ones of at least e^log_min_p times the largest. -inf is never taken, the largest
@@ -265,6 +303,9 @@ struct DeviceKernels {
   void (*logits)(const LogitsArgs<T>&, std::int64_t rows, void* queue);
   /// From (soft-capped) logits to d loss / d raw logits.
   void (*logits_grad)(const LogitsArgs<T>&, std::int64_t rows, void* queue);
+  void (*edit)(const EditArgs<T>&, std::int64_t rows, void* queue);
+  /// Log-probs of the drawn tokens in their rows as they were before `edit`; NaN where a token is -1.
+  void (*unedited_logprobs)(const EditArgs<T>&, const TokenId* tokens, std::int64_t rows, void* queue);
   void (*filter)(const FilterArgs<T>&, std::int64_t rows, void* queue);
   void (*draw)(const DrawArgs<T>&, std::int64_t rows, void* queue);
   /// to = from, rounded to T.

@@ -90,6 +90,10 @@ class DeviceOps {
   void logits_grad(const kernels::LogitsArgs<T>& args, std::int64_t rows) {
     kernels_->logits_grad(args, rows, queue());
   }
+  void edit(const kernels::EditArgs<T>& args, std::int64_t rows) { kernels_->edit(args, rows, queue()); }
+  void unedited_logprobs(const kernels::EditArgs<T>& args, const TokenId* tokens, std::int64_t rows) {
+    kernels_->unedited_logprobs(args, tokens, rows, queue());
+  }
   void filter(const kernels::FilterArgs<T>& args, std::int64_t rows) {
     kernels_->filter(args, rows, queue());
   }

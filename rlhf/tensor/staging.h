@@ -1,5 +1,6 @@
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstring>
 #include <span>
@@ -37,6 +38,10 @@ class Staging {
   }
   /// Makes the addresses known, after the last add. Contents may still be changed with `host`.
   void reserve() { device_.reserve_discard(host_.size()); }
+  /// As `reserve`, with room to spare: arrays that grow a little every time keep their addresses.
+  void reserve_spare() {
+    if (host_.size() > device_.size()) device_.reserve_discard(std::bit_ceil(host_.size()));
+  }
   template <class V>
   V* host(Place<V> place) {
     return reinterpret_cast<V*>(host_.data() + place.offset);
@@ -45,6 +50,8 @@ class Staging {
   V* device(Place<V> place) {
     return reinterpret_cast<V*>(device_.data() + place.offset);
   }
+  /// Held on the device.
+  std::size_t bytes() const { return device_.bytes(); }
   /// Queues the copy, after `reserve`.
   void upload() {
     if (!host_.empty()) memory_->upload(device_.data(), host_.data(), host_.size());

@@ -351,8 +351,10 @@ std::uint64_t generator_workspace_bytes(const ModelConfig& model, const RolloutO
   // logits; what comes back of a draw.
   const std::int64_t alone =
       kernels::takes_tiles(model.head_dim) ? std::min(rows, kernels::kMinTileRows * sampled) : rows;
-  const std::int64_t keys = padded_decode_keys(longest_prompt + rollout.max_new_tokens);
-  return bytes +
+  const std::int64_t longest = longest_prompt + rollout.max_new_tokens, keys = padded_decode_keys(longest);
+  const std::uint64_t edits =
+      has_penalties(rollout.sampling) ? step_edits_bytes(drawn, std::min(longest, model.vocab_size)) : 0;
+  return bytes + edits +
          bytes_of(kernels::attention_workspace(alone, model.num_heads, model.head_dim, keys, 0),
                   sizeof(float)) +
          bytes_of(kernels::logits_workspace(drawn, model.vocab_size), sizeof(double)) +

@@ -58,6 +58,7 @@ DeviceStep::DeviceStep(const ModelConfig& config, const Compute<float>& compute,
       runner_(config, ops_),
       store_(config, config.num_layers, arena, ops_.memory(), kv),
       staging_(*ops_.memory()),
+      edits_(config.vocab_size),
       x_(0, ops_.memory()),
       hidden_(0, ops_.memory()),
       logits_(0, ops_.memory()),
@@ -115,7 +116,7 @@ void DeviceStep::decode(const DecoderWeights<T>& weights, const Rows& rows, std:
   x_.reserve_discard(to_size(count * config_.hidden_size));
   runner_.upload(padded_, max_keys);
 
-  StepKey key{count, max_keys, has_filters_, runner_.scratch_addresses()};
+  StepKey key{count, max_keys, has_filters_, edits_.any(), runner_.scratch_addresses()};
   for (const void* address :
        {static_cast<const void*>(weights.embedding), static_cast<const void*>(weights.final_norm.weight),
         static_cast<const void*>(weights.head.weight), static_cast<const void*>(x_.data()),
@@ -124,6 +125,7 @@ void DeviceStep::decode(const DecoderWeights<T>& weights, const Rows& rows, std:
         static_cast<const void*>(staging_.device(keys_)),
         static_cast<const void*>(staging_.device(filters_))})
     key.addresses.push_back(address);
+  if (edits_.any()) key.addresses.push_back(edits_.device(staging_));
   if (recorded_.size() >= kMostRecordings) recorded_.clear();
   RecordedStep& recorded = recorded_[key];
   const auto work = [&] {
@@ -145,15 +147,17 @@ void DeviceStep::decode(const DecoderWeights<T>& weights, const Rows& rows, std:
 
 // ---- draws ----
 
-// Rows, keys and filters of the draws, the last one repeated up to `padded`.
+// Rows, keys and filters of the draws, the last one repeated up to `padded`; edits, which it lacks then.
 void DeviceStep::stage_draws(std::span<const Draw> draws, std::int64_t padded) {
   std::vector<std::int64_t> rows;
   std::vector<kernels::DrawKey> keys;
   std::vector<kernels::RowFilter> filters;
+  edits_.clear();
   for (const Draw& draw : draws) {
     rows.push_back(draw.row);
     keys.push_back(key_of(draw.context));
     filters.push_back(filter_of(draw.context));
+    edits_.add(draw.context);
   }
   has_filters_ = std::ranges::any_of(filters, &kernels::RowFilter::removes);
   rows.resize(to_size(padded), rows.back());
@@ -163,6 +167,11 @@ void DeviceStep::stage_draws(std::span<const Draw> draws, std::int64_t padded) {
   staged_rows_ = staging_.add(rows);
   keys_ = staging_.add(keys);
   filters_ = staging_.add(filters);
+  if (edits_.any()) {
+    edits_.stage(staging_, padded);
+    staging_.reserve_spare();
+    edits_.fill(staging_);
+  }
   staging_.reserve();
   staging_.upload();
 }
@@ -177,14 +186,14 @@ void DeviceStep::reserve(std::int64_t draws) {
 DeviceStep::Results DeviceStep::results(std::byte* memory, std::int64_t count) {
   auto* const statistics = reinterpret_cast<kernels::LogitsRow*>(memory);
   auto* const lse = reinterpret_cast<double*>(statistics + count);
-  return {statistics, lse, reinterpret_cast<TokenId*>(lse + count)};
+  return {statistics, lse, lse + count, reinterpret_cast<TokenId*>(lse + 2 * count)};
 }
 
-// From x_ to the results; leaves logits_[n, V] soft-capped and filtered.
+// From x_ to the results; leaves logits_[n, V] soft-capped, edited and filtered.
 void DeviceStep::queue_draws(const DecoderWeights<T>& weights, std::int64_t count) {
   const std::int64_t D = config_.hidden_size, V = config_.vocab_size;
   const LinearWeights<T>& head = weights.head;
-  const auto [statistics, unfiltered_lse, tokens] = results(results_.data(), count);
+  const auto [statistics, unfiltered_lse, unedited_logprobs, tokens] = results(results_.data(), count);
   ops_.gather_rows(hidden_.data(), x_.data(), staging_.device(staged_rows_), count, D);
   runner_.final_norm(weights, count, hidden_.data(), hidden_.data(), nullptr, nullptr);
   ops_.linear_wide({hidden_.data(), D, head.weight, head.bias, logits_.data(), V, D, false}, count, V);
@@ -194,16 +203,21 @@ void DeviceStep::queue_draws(const DecoderWeights<T>& weights, std::int64_t coun
                  workspace_.data()},
                 count);
   }
+  const kernels::EditArgs<T> edits{logits_.data(),         V,
+                                   staging_.device(keys_), edits_.device(staging_),
+                                   unedited_logprobs,      workspace_.data()};
+  if (edits_.any()) ops_.edit(edits, count);
   if (has_filters_)
     ops_.filter({logits_.data(), V, staging_.device(keys_), staging_.device(filters_), unfiltered_lse},
                 count);
   ops_.draw({logits_.data(), V, staging_.device(keys_), tokens, statistics, workspace_.data()}, count);
+  if (edits_.any()) ops_.unedited_logprobs(edits, tokens, count);
 }
 
 void DeviceStep::read_back(std::span<const Draw> draws, std::int64_t count, std::span<DrawnToken> drawn) {
   host_results_.resize(to_size(count) * kDrawResultBytes);
   ops_.download(host_results_.data(), results_.data(), host_results_.size());
-  const auto [statistics, unfiltered_lse, tokens] = results(host_results_.data(), count);
+  const auto [statistics, unfiltered_lse, unedited_logprobs, tokens] = results(host_results_.data(), count);
   for (std::size_t i = 0; i < draws.size(); ++i) {
     DrawnToken& out = drawn[i];
     out = {};
@@ -211,7 +225,10 @@ void DeviceStep::read_back(std::span<const Draw> draws, std::int64_t count, std:
     out.log_prob = out.raw_log_prob = static_cast<float>(statistics[i].logprob);
     if (has_filters_ && filter_of(draws[i].context).removes())
       out.raw_log_prob = static_cast<float>(statistics[i].logprob + statistics[i].lse - unfiltered_lse[i]);
-    if (!is_greedy(draws[i].context.request.sampling))
+    if (edits_.changes(i)) out.raw_log_prob = static_cast<float>(unedited_logprobs[i]);
+    if (is_greedy(draws[i].context.request.sampling))
+      out.log_prob = out.raw_log_prob;  // as draw_token
+    else
       out.entropy = static_cast<float>(statistics[i].entropy);
   }
   draw_others_on_host(draws, drawn);
@@ -250,7 +267,7 @@ std::string DeviceStep::first_not_finite(const DecoderWeights<float>& host_weigh
 
 std::size_t DeviceStep::workspace_bytes() const {
   return runner_.scratch_bytes() + x_.bytes() + hidden_.bytes() + logits_.bytes() + workspace_.bytes() +
-         results_.bytes();
+         results_.bytes() + staging_.bytes();
 }
 
 }  // namespace rlhf

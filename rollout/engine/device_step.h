@@ -5,13 +5,14 @@
 
 #include "rlhf/kernels/accelerator.h"
 #include "rlhf/tensor/staging.h"
+#include "rollout/engine/step_edits.h"
 #include "rollout/engine/step_program.h"
 
 namespace rlhf {
 
-/// An engine's steps on an accelerator. Rows without penalties, constraints and lists of alternatives are
-/// filtered and drawn there, from the same uniform numbers as on the CPU: only the token and its statistics
-/// come back. The logits of the others come to the host and are drawn there, by draw_token.
+/// An engine's steps on an accelerator. Rows are edited (penalties, biases, constraints), filtered and drawn
+/// there, from the same uniform numbers as on the CPU: only the token and its statistics come back. The
+/// logits of rows with lists of alternatives come to the host and are drawn there, by draw_token.
 ///
 /// A step that only decodes is recorded (on CUDA: captured as a graph) and replayed by later steps of the
 /// same size: the number of rows is rounded up, by rows that repeat the last one, and so is the number of
@@ -34,13 +35,14 @@ class DeviceStep : public StepProgram {
   /// Where the chunk's results lie on the device, one behind the other; or on the host.
   struct Results {
     kernels::LogitsRow* statistics;
-    double* unfiltered_lse;  ///< written where a filter removes something
+    double* unfiltered_lse;     ///< written where a filter removes something
+    double* unedited_logprobs;  ///< written where a row is edited
     TokenId* tokens;
   };
   /// What a recorded step was made for, and with.
   struct StepKey {
     std::int64_t rows = 0, max_keys = 0;
-    bool filters = false;
+    bool filters = false, edits = false;
     std::vector<const void*> addresses;
     auto operator<=>(const StepKey&) const = default;
   };
@@ -70,6 +72,7 @@ class DeviceStep : public StepProgram {
   Staging::Place<kernels::DrawKey> keys_;
   Staging::Place<kernels::RowFilter> filters_;
   bool has_filters_ = false;  ///< any of the staged draws
+  StepEdits edits_;           ///< of the staged draws
   Buffer<T> x_, hidden_;
   Buffer<float> logits_;
   Buffer<double> workspace_;
@@ -81,7 +84,8 @@ class DeviceStep : public StepProgram {
 };
 
 /// Bytes that come back for every draw.
-inline constexpr std::size_t kDrawResultBytes = sizeof(kernels::LogitsRow) + sizeof(double) + sizeof(TokenId);
+inline constexpr std::size_t kDrawResultBytes =
+    sizeof(kernels::LogitsRow) + 2 * sizeof(double) + sizeof(TokenId);
 /// Rows, and keys of the longest row, of the recorded step that decodes `rows` rows with up to `keys` keys.
 std::int64_t padded_decode_rows(std::int64_t rows);
 std::int64_t padded_decode_keys(std::int64_t keys);

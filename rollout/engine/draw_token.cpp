@@ -14,39 +14,22 @@ namespace {
 
 constexpr float kImpossible = -std::numeric_limits<float>::infinity();
 
-bool has_penalties(const SamplingOptions& sampling) {
-  return sampling.repetition_penalty != 1 || sampling.presence_penalty != 0 ||
-         sampling.frequency_penalty != 0;
-}
-
 bool stop_is_early(const DrawContext& context) {
   const StopOptions& stop = context.request.stop;
   return !stop.tokens.empty() && static_cast<std::int64_t>(context.generated.size()) < stop.min_new_tokens;
 }
 
-bool is_constrained(const DrawContext& context) {
-  return stop_is_early(context) || context.choices || !context.request.constraint.allowed_tokens.empty();
-}
-
-// The row with every token impossible that the request forbids here.
-std::span<const float> constrain(const DrawContext& context, std::span<const float> logits,
+// The row with every token impossible that the limits exclude.
+std::span<const float> constrain(const TokenLimits& limits, std::span<const float> logits,
                                  std::vector<float>& row) {
-  const GenerationRequest& request = context.request;
-  const auto allow = [&](TokenId token) {
-    row[static_cast<std::size_t>(token)] = logits[static_cast<std::size_t>(token)];
-  };
-  if (context.choices || !request.constraint.allowed_tokens.empty()) {
-    row.assign(logits.size(), kImpossible);
-    for (TokenId token : request.constraint.allowed_tokens) allow(token);
-    if (context.choices) {
-      for (const auto& [token, node] : context.choices->next(context.node)) allow(token);
-      if (context.choices->ends(context.node)) std::ranges::for_each(request.stop.tokens, allow);
-    }
-  } else {
+  if (limits.allowed.empty()) {
     row.assign(logits.begin(), logits.end());
+  } else {
+    row.assign(logits.size(), kImpossible);
+    for (TokenId token : limits.allowed)
+      row[static_cast<std::size_t>(token)] = logits[static_cast<std::size_t>(token)];
   }
-  if (stop_is_early(context))
-    for (TokenId token : request.stop.tokens) row[static_cast<std::size_t>(token)] = kImpossible;
+  for (TokenId token : limits.forbidden) row[static_cast<std::size_t>(token)] = kImpossible;
   return row;
 }
 
@@ -69,12 +52,25 @@ std::vector<TokenLogProb> most_probable(std::span<const float> logits, std::int6
 
 }  // namespace
 
-bool draws_on_device(const DrawContext& context) {
+TokenLimits limits_of(const DrawContext& context, std::vector<TokenId>& scratch) {
   const GenerationRequest& request = context.request;
-  const SamplingOptions& sampling = request.sampling;
-  return !is_constrained(context) && !has_penalties(sampling) && request.constraint.logit_bias.empty() &&
-         (is_greedy(sampling) || keeps_all(sampling) || sampling.min_tokens_to_keep <= 1) &&
-         request.output.top_logprobs == 0;
+  TokenLimits limits;
+  limits.allowed = request.constraint.allowed_tokens;
+  if (context.choices) {
+    scratch.clear();
+    for (const auto& [token, node] : context.choices->next(context.node)) scratch.push_back(token);
+    if (context.choices->ends(context.node))
+      scratch.insert(scratch.end(), request.stop.tokens.begin(), request.stop.tokens.end());
+    limits.allowed = scratch;
+  }
+  if (stop_is_early(context)) limits.forbidden = request.stop.tokens;
+  return limits;
+}
+
+bool draws_on_device(const DrawContext& context) {
+  const SamplingOptions& sampling = context.request.sampling;
+  return (is_greedy(sampling) || keeps_all(sampling) || sampling.min_tokens_to_keep <= 1) &&
+         context.request.output.top_logprobs == 0;
 }
 
 DrawnToken draw_token(const kernels::Kernels<float>& kernels, const DrawContext& context,
@@ -82,9 +78,11 @@ DrawnToken draw_token(const kernels::Kernels<float>& kernels, const DrawContext&
   const GenerationRequest& request = context.request;
   static thread_local Sampler sampler;
   static thread_local std::vector<float> constrained_row;
-  const bool constrained = is_constrained(context);
+  static thread_local std::vector<TokenId> listed;
+  const TokenLimits limits = limits_of(context, listed);
+  const bool constrained = !limits.allowed.empty() || !limits.forbidden.empty();
   std::span<const float> row = logits;
-  if (constrained) row = constrain(context, logits, constrained_row);
+  if (constrained) row = constrain(limits, logits, constrained_row);
   SamplingHistory history;
   history.context = context.tokens;
   history.generated = context.generated;

@@ -28,8 +28,16 @@ struct DrawnToken {
   std::vector<TokenLogProb> top;
 };
 
-/// Whether a kernel can make this draw: greedy, or from the model's distribution at the request's
-/// temperature, as far as filters keep it; without penalties, constraints or a list of alternatives.
+/// Which tokens a request's constraints leave at a draw.
+struct TokenLimits {
+  std::span<const TokenId> allowed;    ///< only these; empty = all
+  std::span<const TokenId> forbidden;  ///< and none of these
+};
+/// @param scratch holds a list that the request does not have as one
+TokenLimits limits_of(const DrawContext& context, std::vector<TokenId>& scratch);
+
+/// Whether kernels can make this draw: without a list of alternatives, and with filters that keep no least
+/// number of tokens above 1.
 bool draws_on_device(const DrawContext& context);
 
 /// Draws the next token from its row of logits [V], after the model's soft cap. A pure function of its

@@ -48,5 +48,9 @@ inline bool is_greedy(const SamplingOptions& options) {
 inline bool keeps_all(const SamplingOptions& options) {
   return options.top_k == 0 && options.top_p >= 1 && !options.min_p.has_value();
 }
+/// True when a logit depends on earlier tokens' number or presence.
+inline bool has_penalties(const SamplingOptions& options) {
+  return options.repetition_penalty != 1 || options.presence_penalty != 0 || options.frequency_penalty != 0;
+}
 
 }  // namespace rlhf

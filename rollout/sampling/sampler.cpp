@@ -12,8 +12,7 @@ namespace rlhf {
 namespace {
 
 bool changes_logits(const SamplingOptions& options, const SamplingHistory& history) {
-  return options.repetition_penalty != 1.0 || options.presence_penalty != 0 ||
-         options.frequency_penalty != 0 || (history.logit_bias != nullptr && !history.logit_bias->empty());
+  return has_penalties(options) || (history.logit_bias != nullptr && !history.logit_bias->empty());
 }
 
 const kernels::Kernels<float>& row_kernels() {

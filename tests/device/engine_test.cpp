@@ -10,6 +10,29 @@ namespace {
 // Bfloat16 has 8 bits; logits of this model are of order 1, and some dozen roundings meet in each.
 constexpr float kTolerance = 0.06F;
 
+// Counts the recordings made and their replays.
+class CountingQueue : public LooseQueue {
+ public:
+  using LooseQueue::LooseQueue;
+  std::unique_ptr<Recording> record(const std::function<void()>& work) override {
+    ++recorded;
+    return std::make_unique<Counted>(*this, LooseQueue::record(work));
+  }
+  int recorded = 0, replayed = 0;
+
+ private:
+  struct Counted : Recording {
+    Counted(CountingQueue& queue, std::unique_ptr<Recording> recording)
+        : queue_(queue), recording_(std::move(recording)) {}
+    void replay() override {
+      ++queue_.replayed;
+      recording_->replay();
+    }
+    CountingQueue& queue_;
+    std::unique_ptr<Recording> recording_;
+  };
+};
+
 }  // namespace
 
 TEST_CASE("an engine on an accelerator draws from the model's distribution and records it", "[device]") {
@@ -44,6 +67,34 @@ TEST_CASE("an engine on an accelerator draws from the model's distribution and r
   });
 }
 
+// Runs the requests on the accelerator and, with the same logits, on the host.
+// @return the sum of what changing the rows did to the drawn tokens' log-probs
+double compare_with_host(DeviceSetup& setup, std::vector<GenerationRequest> requests) {
+  RolloutEngineOptions options;
+  options.max_sequences = 8;
+  for (GenerationRequest& request : requests) request.output = {.raw_logprobs = true, .entropies = true};
+  const auto on_device = run(*setup.engine(options), setup.model, requests);
+  for (GenerationRequest& request : requests) request.output.top_logprobs = 1;  // needs the row on the host
+  const auto on_host = run(*setup.engine(options), setup.model, requests);
+  REQUIRE(on_device.size() == on_host.size());
+  double changed = 0;
+  for (const auto& [key, sample] : on_host) {
+    INFO("prompt " << key.first << ", sample " << key.second);
+    const Sample& got = on_device.at(key);
+    REQUIRE(got.tokens == sample.tokens);
+    REQUIRE(got.logprobs.size() == sample.logprobs.size());
+    REQUIRE(got.raw_logprobs.size() == got.logprobs.size());
+    REQUIRE(got.entropies.size() == got.logprobs.size());
+    for (std::size_t t = 0; t < got.logprobs.size(); ++t) {
+      CHECK(std::abs(got.logprobs[t] - sample.logprobs[t]) < 1e-5F);
+      CHECK(std::abs(got.raw_logprobs[t] - sample.raw_logprobs[t]) < 1e-5F);
+      CHECK(std::abs(got.entropies[t] - sample.entropies[t]) < 1e-5F);
+      changed += std::abs(got.logprobs[t] - got.raw_logprobs[t]);
+    }
+  }
+  return changed;
+}
+
 TEST_CASE("filters on an accelerator draw what the host draws from the same logits", "[device]") {
   on_every_accelerator([&](const Accelerator& accelerator) {
     INFO(accelerator.name);
@@ -56,30 +107,52 @@ TEST_CASE("filters on an accelerator draw what the host draws from the same logi
       if (id < 3) request.sampling.top_k = 9;
       if (id % 3 != 0) request.sampling.top_p = 0.6;
       if (id > 3) request.sampling.min_p = 0.2;
-      request.output.raw_logprobs = true;
       requests.push_back(request);
     }
-    RolloutEngineOptions options;
-    options.max_sequences = 8;
-    const auto on_device = run(*setup.engine(options), setup.model, requests);
-    for (GenerationRequest& request : requests) request.output.top_logprobs = 1;  // needs the row on the host
-    const auto on_host = run(*setup.engine(options), setup.model, requests);
-    REQUIRE(on_device.size() == on_host.size());
-    double filtered = 0;
-    for (const auto& [key, sample] : on_host) {
-      const Sample& got = on_device.at(key);
-      CHECK(got.tokens == sample.tokens);
-      REQUIRE(got.logprobs.size() == sample.logprobs.size());
-      REQUIRE(got.raw_logprobs.size() == got.logprobs.size());
-      REQUIRE(sample.raw_logprobs.size() == got.logprobs.size());
-      for (std::size_t t = 0; t < got.logprobs.size(); ++t) {
-        CHECK(std::abs(got.logprobs[t] - sample.logprobs[t]) < 1e-5F);
-        CHECK(std::abs(got.raw_logprobs[t] - sample.raw_logprobs[t]) < 1e-5F);
-        filtered += got.logprobs[t] - got.raw_logprobs[t];
-      }
-    }
-    CHECK(filtered > 1);
+    CHECK(compare_with_host(setup, requests) > 1);
   });
+}
+
+TEST_CASE("penalties, biases and constraints on an accelerator draw what the host draws from the same logits",
+          "[device]") {
+  on_every_accelerator([&](const Accelerator& accelerator) {
+    INFO(accelerator.name);
+    DeviceSetup setup(accelerator);
+    std::vector<GenerationRequest> requests;
+    for (PromptId id = 0; id < 9; ++id) {
+      auto request = make_request(id, 3 + 2 * id, 9);
+      request.num_samples = 2;
+      request.sampling.temperature = id % 3 == 2 ? 0 : id % 2 == 0 ? 1 : 0.7;
+      request.stop.tokens = {5, 77, 130};
+      if (id == 1 || id == 2) request.sampling.repetition_penalty = 1.8;
+      if (id == 3 || id == 5) {
+        request.sampling.presence_penalty = 1.5;
+        request.sampling.frequency_penalty = 0.8;
+      }
+      if (id == 4 || id == 8) request.constraint.allowed_tokens = {200, 5, 17, 9, 17, 30, 31, 32, 4};
+      if (id == 5) request.constraint.choices = {{7, 8, 9}, {7, 8, 30, 31}, {40}, {7, 8}};
+      if (id > 5) request.constraint.logit_bias = {{9, 6.0F}, {5, 5.0F}, {250, -30.0F}};
+      if (id > 6) request.stop.min_new_tokens = 4;
+      if (id == 4 || id == 6) request.sampling.top_k = 5;
+      if (id == 3) request.sampling.top_p = 0.7;
+      requests.push_back(request);
+    }
+    CHECK(compare_with_host(setup, requests) > 10);
+  });
+}
+
+TEST_CASE("steps whose edits grow with the response go on with their recording", "[device]") {
+  if (!wants_device("emulated")) return;
+  CountingQueue memory(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
+  const Accelerator accelerator = emulated_accelerator(memory);
+  DeviceSetup setup(accelerator);
+  std::vector<GenerationRequest> requests = {make_request(1, 12, 40)};
+  requests[0].sampling.repetition_penalty = 1.3;
+  const auto samples = run(*setup.engine({}), setup.model, requests);
+  REQUIRE(samples.at({1, 0}).tokens.size() == 40);
+  // 39 steps decode. Lists outgrow their place twice at most, and a place is recorded when it is seen again.
+  CHECK(memory.recorded <= 3);
+  CHECK(memory.replayed >= 30);
 }
 
 TEST_CASE("on an accelerator a sample depends neither on its neighbours nor on the cache's size",

@@ -2,6 +2,7 @@
 // Everything but attention, into the table of a device.
 
 #include "rlhf/kernels/cuda/append.cuh"
+#include "rlhf/kernels/cuda/edit.cuh"
 #include "rlhf/kernels/cuda/elementwise.cuh"
 #include "rlhf/kernels/cuda/few_rows.cuh"
 #include "rlhf/kernels/cuda/filter.cuh"
@@ -36,6 +37,8 @@ void fill_rows(DeviceKernels<T>& table) {
   table.copy_blocks = copy_blocks<T>;
   table.logits = logits<T>;
   table.logits_grad = logits_grad<T>;
+  table.edit = edit<T>;
+  table.unedited_logprobs = unedited_logprobs<T>;
   table.filter = filter<T>;
   table.draw = draw<T>;
   table.narrow = narrow<T>;
