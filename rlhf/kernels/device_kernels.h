@@ -272,7 +272,7 @@ struct DeviceKernels {
   void (*gemm_wide)(const GemmArgs<T, Wide<T>>&, void* queue);
   /// Of args.M rows, for which takes_few_rows(args); N outputs are written.
   void (*few_rows_linear)(const FewRowsArgs<T>& args, std::int64_t N, void* queue);
-  /// Few rows are to be computed by few_rows_linear: faster, but then bits depend on how many rows there are.
+  /// few_rows_linear is to be used where that gains: bits then depend on how many rows there are.
   bool prefers_few_rows;
   void (*norm)(const NormArgs<T>&, std::int64_t rows, void* queue);
   void (*norm_grad)(const NormGradArgs<T>&, void* queue);
@@ -349,6 +349,14 @@ bool takes_few_rows(const FewRowsArgs<T>& args) {
   const std::int64_t bytes = sizeof(T);
   return args.M <= kFewRows && args.product.K * bytes % 16 == 0 && args.product.ldx * bytes % 16 == 0 &&
          wide(args.product.x) && wide(args.product.w) && wide(args.norm.weight) && wide(args.norm.bias);
+}
+
+/// Up to where few_rows_linear is faster than a library's product: what counts then is how soon a kernel
+/// starts, not how fast it reads (measured on an H200, docs/results/gpu.md).
+template <class T>
+bool gains_from_few_rows(const FewRowsArgs<T>& args, std::int64_t N) {
+  const std::int64_t weights = (args.gated ? 2 * N : N) * args.product.K;
+  return takes_few_rows(args) && weights <= 12 << 20 && args.M * args.product.K <= 32 << 10;
 }
 
 /// The CPU's table; T is float or double.

@@ -40,8 +40,8 @@ class DeviceOps {
   }
   void gemm(const kernels::GemmArgs<T>& args) { kernels_->gemm(args, queue()); }
   void gemm_wide(const kernels::GemmArgs<T, Wide<T>>& args) { kernels_->gemm_wide(args, queue()); }
-  bool prefers_few_rows(const kernels::FewRowsArgs<T>& args) const {
-    return kernels_->prefers_few_rows && kernels::takes_few_rows(args);
+  bool prefers_few_rows(const kernels::FewRowsArgs<T>& args, std::int64_t N) const {
+    return kernels_->prefers_few_rows && kernels::gains_from_few_rows(args, N);
   }
   void few_rows_linear(const kernels::FewRowsArgs<T>& args, std::int64_t N) {
     kernels_->few_rows_linear(args, N, queue());

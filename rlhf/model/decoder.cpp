@@ -252,9 +252,10 @@ void DecoderRunner<T>::linear(const LinearWeights<T>& w, std::int64_t rows, cons
 
 template <class T>
 bool DecoderRunner<T>::try_few_rows(const kernels::FewRowsArgs<T>& args, const LinearWeights<T>& w) {
-  if (w.packed || !w.adapters.empty() || !ops_.prefers_few_rows(args)) return false;
+  const std::int64_t N = args.gated ? w.N / 2 : w.N;
+  if (w.packed || !w.adapters.empty() || !ops_.prefers_few_rows(args, N)) return false;
   count_products(args.M, w.N * w.K);
-  ops_.few_rows_linear(args, args.gated ? w.N / 2 : w.N);
+  ops_.few_rows_linear(args, N);
   return true;
 }
 

@@ -132,3 +132,16 @@ TEST_CASE("products of few rows refuse what is not at multiples of 16 bytes, and
   args.product.x = reinterpret_cast<const Bfloat16*>(8);
   CHECK_FALSE(kernels::takes_few_rows(args));
 }
+
+TEST_CASE("few rows of small matrices are computed without a library", "[device]") {
+  kernels::FewRowsArgs<Bfloat16> args{};
+  args.M = 8;
+  args.product.K = args.product.ldx = 4096;
+  CHECK(kernels::gains_from_few_rows(args, 3072));
+  CHECK_FALSE(kernels::gains_from_few_rows(args, 3073));
+  args.gated = true;
+  CHECK(kernels::gains_from_few_rows(args, 1536));
+  CHECK_FALSE(kernels::gains_from_few_rows(args, 1537));
+  args.M = 9;  // too much of x
+  CHECK_FALSE(kernels::gains_from_few_rows(args, 16));
+}

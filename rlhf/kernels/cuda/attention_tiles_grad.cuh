@@ -231,7 +231,7 @@ __device__ inline void load_block(unsigned (&k)[kWidth / 16][4], unsigned (&v)[k
 
 /// Block `next` goes on where the one before ends: the sequence that sees it first sees that one too, and so
 /// do all that see it.
-__device__ inline bool goes_on(const BlockUses& uses, const PassRows& rows, std::int64_t next) {
+__device__ inline bool goes_on(const BlockUses& uses, const PassRows& rows, int next) {
   const std::int32_t first_key = uses.first_keys[next - 1];
   if (uses.first_keys[next] != first_key + kBlockKeys || uses.offsets[next] == uses.offsets[next + 1])
     return false;
@@ -244,7 +244,7 @@ struct TileForWarp {
   bool sees;           ///< their sequence has the warp's block in its table
 };
 __device__ inline TileForWarp tile_for_warp(const PassRows& rows, const RowsOfRun& run, const RowCursor& at,
-                                            std::int64_t block, int first_key) {
+                                            int block, int first_key) {
   if (at.done(run)) return {0, 0, false};
   const int count = at.end - at.row;
   const bool reaches = at.position + count > first_key;  // so the table has an entry
@@ -321,18 +321,24 @@ __device__ inline void store_gradients(const PassAttentionGradArgs<Bfloat16>& ar
     }
 }
 
-/// Blocks first .. end of one sequence, of the four from `group_begin` on; warps w and w + 4 (where there are
+/// Of the four that this block of threads has; read again where it is needed, registers being scarce.
+__device__ inline int first_block(const BlockUses& uses) {
+  return uses.groups[blockIdx.x] * kTileWarps;
+}
+
+/// Blocks first .. end of one sequence; warps w and w + 4 (where there are
 /// two sides) have block w.
 template <int kWidth>
 __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, const PassRows& rows,
-                                   std::int64_t group_begin, std::int64_t first, std::int64_t end) {
+                                   int first, int end) {
   using Tile = RowTile<kWidth>;
   const AttentionArgs<Bfloat16>& cache = args.cache;
   const BlockUses& uses = args.uses;
   const std::int64_t g = blockIdx.y;
   const int group = static_cast<int>(cache.N / cache.G);
-  const int side = warp_id() / kTileWarps;
-  const std::int64_t block = group_begin + warp_id() % kTileWarps;
+  // Not asked for where there is one side: those kernels have no register to spare.
+  const int side = kSides<kWidth> == 1 ? 0 : warp_id() / kTileWarps;
+  const int block = first_block(uses) + warp_id() - side * kTileWarps;
   const bool mine = block >= first && block < end;
   const int first_key = mine ? uses.first_keys[block] : 0, window = static_cast<int>(args.window);
   const std::int64_t at = head_offset(mine ? block : first, cache.block_stride, g, kWidth);
@@ -387,12 +393,11 @@ __device__ inline void attend_back(const PassAttentionGradArgs<Bfloat16>& args, 
 template <int kWidth>
 __global__ void __launch_bounds__(kKeyGradThreads<kWidth>, kSides<kWidth> == 2 ? 1 : 2)
     attention_tile_dkv_kernel(PassAttentionGradArgs<Bfloat16> args, PassRows rows) {
-  const std::int64_t begin = static_cast<std::int64_t>(args.uses.groups[blockIdx.x]) * kTileWarps;
-  const std::int64_t count = args.uses.num_blocks;
-  const std::int64_t limit = begin + kTileWarps < count ? begin + kTileWarps : count;
-  for (std::int64_t first = begin, end = begin; first < limit; first = end) {
+  const int begin = first_block(args.uses), count = static_cast<int>(args.uses.num_blocks);
+  const int limit = begin + kTileWarps < count ? begin + kTileWarps : count;
+  for (int first = begin, end = begin; first < limit; first = end) {
     for (end = first + 1; end < limit && goes_on(args.uses, rows, end);) ++end;
-    attend_back<kWidth>(args, rows, begin, first, end);
+    attend_back<kWidth>(args, rows, first, end);
   }
 }
 
