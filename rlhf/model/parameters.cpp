@@ -150,8 +150,10 @@ Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& tra
   if (base) base->update_host();
   place(base);
   build_weights();
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, float>) {
     if (base && base->resident_) place_on(base->resident_->accelerator(), layers);
+    if (base && base->sliced_) slice_gradient(base->sliced_->ranks());
+  }
 }
 
 template <class T>
@@ -166,6 +168,33 @@ void Parameters<T>::place_on(const Accelerator& accelerator,
           gradient(),
           layers == FrozenLayers::kOnHost ? own_frozen_layers() : std::vector<ElementRange>()});
   weights_.resident = resident_.get();
+}
+
+template <class T>
+void Parameters<T>::slice_gradient(Collective& ranks) requires(std::is_same_v<T, float>) {
+  if (sliced_ || ranks.world_size() == 1 || num_trainable() == 0) return;
+  RLHF_CHECK(!resident_, "slice_gradient: the model is on an accelerator, where the whole gradient is held");
+  sliced_ = std::make_unique<SlicedGradient>(gradient_parts(), ranks);
+  for (Entry& entry : entries_)
+    if (entry.gradient)
+      entry.gradient = sliced_->address(static_cast<std::size_t>(entry.value - trainable_.data()));
+  gradient_ = {};
+  build_weights();
+}
+
+template <class T>
+GradientParts Parameters<T>::gradient_parts() const {
+  GradientParts parts;
+  parts.layers.resize(static_cast<std::size_t>(config_.num_layers));
+  for (const Entry& entry : entries_) {
+    if (!entry.gradient) continue;
+    auto& places =
+        entry.spec.layer < 0 ? parts.rest : parts.layers[static_cast<std::size_t>(entry.spec.layer)];
+    const auto begin = static_cast<std::size_t>(entry.value - trainable_.data());
+    if (places.empty() || places.back().end != begin) places.push_back({begin, begin});
+    places.back().end += static_cast<std::size_t>(entry.spec.num_elements());
+  }
+  return parts;
 }
 
 // Where the tensors of each layer lie in the owned frozen buffer.
@@ -427,6 +456,7 @@ void Parameters<T>::build_weights() {
   }
   weights_.embedding_trainable = weights_.dembedding || weights_.dpositions;
   weights_.first_trainable_layer = weights_.embedding_trainable ? 0 : first_trainable;
+  weights_.gradient_sink = sliced_.get();
 }
 
 template <class T>
@@ -439,6 +469,7 @@ const typename Parameters<T>::Entry* Parameters<T>::find(const std::string& name
 template <class T>
 void Parameters<T>::zero_gradient() {
   if (resident_) return resident_->zero_gradient();
+  if (sliced_) return sliced_->zero();
   std::fill(gradient_.begin(), gradient_.end(), T(0));
 }
 
@@ -533,6 +564,7 @@ Parameters<T> Parameters<T>::snapshot() const {
   copy.gradient_ = {};
   for (Entry& entry : copy.entries_) entry.gradient = nullptr;
   copy.resident_.reset();
+  copy.sliced_.reset();
   copy.build_weights();
   if constexpr (std::is_same_v<T, float>)
     if (resident_) copy.place_on(resident_->accelerator());

@@ -29,8 +29,7 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
   if constexpr (std::is_same_v<T, float>)
     if (ResidentWeights* resident = parameters.resident())
       return step_on_device(*resident, learning_rate, gradient_scale);
-  collective_.reduce_scatter(parameters.gradient());
-  const std::span<T> weights = slice_.of(parameters.trainable()), gradient = slice_.of(parameters.gradient());
+  const std::span<T> gradient = own_gradient(parameters), weights = slice_.of(parameters.trainable());
   double squares = compute.sum_squares(gradient.data(), static_cast<std::int64_t>(gradient.size()));
   collective_.all_reduce(std::span(&squares, 1));
   StepResult result;
@@ -55,6 +54,19 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
   parameters.zero_gradient();
   collective_.all_gather(parameters.trainable());
   return result;
+}
+
+// This rank's slice, summed over the ranks.
+template <class T>
+std::span<T> Optimizer<T>::own_gradient(Parameters<T>& parameters) {
+  if constexpr (std::is_same_v<T, float>)
+    if (SlicedGradient* sliced = parameters.sliced_gradient()) {
+      RLHF_CHECK(sliced->place() == slice_, "Optimizer: updates elements ", slice_.begin, " to ", slice_.end,
+                 ", the gradient's slice is ", sliced->place().begin, " to ", sliced->place().end);
+      return sliced->values();
+    }
+  collective_.reduce_scatter(parameters.gradient());
+  return slice_.of(parameters.gradient());
 }
 
 template <class T>

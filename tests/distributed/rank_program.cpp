@@ -34,9 +34,22 @@ void reduce_and_gather(Collective& collective) {
   }
 }
 
+void reduce_parts(Collective& collective) {
+  for (const std::size_t count : kCounts) {
+    std::vector<Slice> parts;
+    for (int r = 0; r < collective.world_size(); ++r)
+      parts.push_back({uneven_begin_of(count, r, collective.world_size()),
+                       uneven_begin_of(count, r + 1, collective.world_size())});
+    std::vector<float> values = values_of<float>(collective.rank(), count);
+    collective.reduce_parts(values, parts);
+    write<float>(values);
+  }
+}
+
 void exchange(Collective& collective) {
   reduce_and_gather<float>(collective);
   reduce_and_gather<double>(collective);
+  reduce_parts(collective);
   for (const std::string& text : collective.all_gather_bytes(text_of(collective.rank()))) write<char>(text);
   for (int root = 0; root < collective.world_size(); ++root) {
     auto values = values_of<float>(collective.rank(), 70001);
