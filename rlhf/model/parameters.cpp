@@ -151,8 +151,13 @@ Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& tra
   place(base);
   build_weights();
   if constexpr (std::is_same_v<T, float>) {
-    if (base && base->resident_) place_on(base->resident_->accelerator(), layers);
-    if (base && base->sliced_) slice_gradient(base->sliced_->ranks());
+    if (!base) return;
+    SlicedGradient* const sliced = base->sliced_gradient();
+    if (base->resident_)
+      make_resident(base->resident_->accelerator(), layers,
+                    sliced ? GradientHeld::kSliced : GradientHeld::kWhole);
+    else if (sliced)
+      slice_gradient(sliced->ranks());
   }
 }
 
@@ -160,20 +165,33 @@ template <class T>
 void Parameters<T>::place_on(const Accelerator& accelerator,
                              FrozenLayers layers) requires(std::is_same_v<T, float>) {
   if (resident_) return;
-  resident_ = std::make_unique<ResidentWeights>(
-      accelerator, weights_,
-      ResidentWeights::Host{
-          frozen_,
-          {trainable_.data(), trainable_.size()},
-          gradient(),
-          layers == FrozenLayers::kOnHost ? own_frozen_layers() : std::vector<ElementRange>()});
-  weights_.resident = resident_.get();
+  RLHF_CHECK(!sliced_, "place_on: comes before slice_gradient");
+  make_resident(accelerator, layers, GradientHeld::kWhole);
+}
+
+template <class T>
+void Parameters<T>::make_resident(const Accelerator& accelerator, FrozenLayers layers,
+                                  GradientHeld gradient) {
+  if constexpr (std::is_same_v<T, float>) {
+    ResidentWeights::Host host;
+    host.frozen = frozen_;
+    host.learning = {trainable_.data(), trainable_.size()};
+    host.gradient = this->gradient();
+    if (layers == FrozenLayers::kOnHost) host.host_layers = own_frozen_layers();
+    if (gradient == GradientHeld::kSliced && num_trainable() > 0) host.gradient_parts = gradient_parts();
+    resident_ = std::make_unique<ResidentWeights>(accelerator, weights_, std::move(host));
+    weights_.resident = resident_.get();
+  }
 }
 
 template <class T>
 void Parameters<T>::slice_gradient(Collective& ranks) requires(std::is_same_v<T, float>) {
-  if (sliced_ || ranks.world_size() == 1 || num_trainable() == 0) return;
-  RLHF_CHECK(!resident_, "slice_gradient: the model is on an accelerator, where the whole gradient is held");
+  if (sliced_gradient() || ranks.world_size() == 1 || num_trainable() == 0) return;
+  if (resident_) {
+    RLHF_CHECK(resident_->accelerator().ranks, "slice_gradient: ", ranks.world_size(),
+               " ranks, and the model's accelerator knows of no other one (Accelerator::ranks)");
+    return resident_->slice_gradient(weights_, gradient_parts());
+  }
   sliced_ = std::make_unique<SlicedGradient>(gradient_parts(), ranks);
   for (Entry& entry : entries_)
     if (entry.gradient)

@@ -97,11 +97,11 @@ class Parameters {
   /// Holds from now on this rank's slice of the gradient alone, and so do models that are made from this one:
   /// passes sum it over the ranks layer by layer, all ranks take part in every backward pass
   /// (SequencePass::skip_backward), and a tensor's gradient is in its place within a pass only. Nothing
-  /// happens with one rank, or where nothing learns.
+  /// happens with one rank, or where nothing learns. A model that belongs on an accelerator is placed first.
   /// @param ranks must outlive the model
   void slice_gradient(Collective& ranks) requires(std::is_same_v<T, float>);
   /// The gradient's slice; null where the whole gradient is held.
-  SlicedGradient* sliced_gradient() const { return sliced_.get(); }
+  SlicedGradient* sliced_gradient() const { return resident_ ? resident_->sliced_gradient() : sliced_.get(); }
 
   /// Elements that learn.
   std::size_t num_trainable() const { return trainable_.size(); }
@@ -149,6 +149,8 @@ class Parameters {
   };
 
   void place(const Parameters* base);
+  enum class GradientHeld { kWhole, kSliced };
+  void make_resident(const Accelerator& accelerator, FrozenLayers layers, GradientHeld gradient);
   std::vector<ElementRange> own_frozen_layers() const;
   GradientParts gradient_parts() const;
   void build_weights();
@@ -163,7 +165,7 @@ class Parameters {
   using Frozen = std::conditional_t<std::is_same_v<T, float>, FrozenWeights, HostWeights>;
   std::vector<std::shared_ptr<Frozen>> frozen_;  ///< the owned one is the last
   Buffer<T> trainable_, gradient_;
-  std::unique_ptr<SlicedGradient> sliced_;  ///< in place of gradient_
+  std::unique_ptr<SlicedGradient> sliced_;  ///< in place of gradient_, on the CPU
   DecoderWeights<T> weights_;
   std::unique_ptr<ResidentWeights> resident_;
 };

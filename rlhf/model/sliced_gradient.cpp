@@ -4,6 +4,8 @@
 #include <iterator>
 
 #include "rlhf/core/error.h"
+#include "rlhf/distributed/device_collective.h"
+#include "rlhf/kernels/accelerator.h"
 
 namespace rlhf {
 namespace {
@@ -45,14 +47,21 @@ std::size_t GradientParts::size() const {
   return count;
 }
 
-SlicedGradient::SlicedGradient(GradientParts parts, Collective& ranks)
+SlicedGradient::SlicedGradient(GradientParts parts, Collective& ranks, const Accelerator* device)
     : parts_(std::move(parts)),
       ranks_(ranks),
+      device_(device),
       count_(parts_.size()),
       slice_(slice_of(count_, ranks.rank(), ranks.world_size())),
-      sums_(slice_.size()),
-      layer_(longest_layer(parts_)),
-      rest_(num_elements(parts_.rest)) {}
+      sums_(slice_.size(), device ? device->memory : nullptr),
+      layer_(longest_layer(parts_), device ? device->memory : nullptr),
+      rest_(num_elements(parts_.rest), device ? device->memory : nullptr) {}
+
+SlicedGradient::SlicedGradient(GradientParts parts, Collective& ranks)
+    : SlicedGradient(std::move(parts), ranks, nullptr) {}
+
+SlicedGradient::SlicedGradient(GradientParts parts, const Accelerator& device)
+    : SlicedGradient(std::move(parts), device.ranks->host(), &device) {}
 
 float* SlicedGradient::address(std::size_t i) {
   const auto find = [&](const std::vector<Slice>& places, Buffer<float>& buffer) -> float* {
@@ -81,22 +90,38 @@ void SlicedGradient::skip_pass() {
 }
 
 void SlicedGradient::zero() {
-  std::ranges::fill(sums_, 0.0f);
+  set_zero(sums_.data(), sums_.size());
 }
 
 // Sums a part over the ranks, adds what this one owns of it to the slice, and leaves zeros.
 void SlicedGradient::add_sums(const std::vector<Slice>& part, Buffer<float>& buffer) {
-  const std::span<float> values(buffer.data(), num_elements(part));
-  if (values.empty()) return;
-  ranks_.reduce_parts(values, owned_parts(part, count_, ranks_.world_size()));
-  const float* from = values.data();
+  const std::size_t count = num_elements(part);
+  if (count == 0) return;
+  const std::vector<Slice> owned = owned_parts(part, count_, ranks_.world_size());
+  if (device_)
+    device_->ranks->reduce_parts(buffer.data(), owned);
+  else
+    ranks_.reduce_parts({buffer.data(), count}, owned);
+  const float* from = buffer.data();
   for (const Slice& place : part) {
     const std::size_t begin = std::clamp(slice_.begin, place.begin, place.end),
                       end = std::clamp(slice_.end, place.begin, place.end);
-    for (std::size_t i = begin; i < end; ++i) sums_[i - slice_.begin] += from[i - place.begin];
+    if (begin < end) add(sums_.data() + (begin - slice_.begin), from + (begin - place.begin), end - begin);
     from += place.size();
   }
-  std::ranges::fill(values, 0.0f);
+  set_zero(buffer.data(), count);
+  if (device_) device_->ranks->wait();
+}
+
+void SlicedGradient::add(float* to, const float* from, std::size_t count) {
+  if (device_)
+    return device_->kernels->add_wide(to, from, static_cast<std::int64_t>(count), device_->memory->queue());
+  for (std::size_t i = 0; i < count; ++i) to[i] += from[i];
+}
+
+void SlicedGradient::set_zero(float* at, std::size_t count) {
+  if (device_) return device_->memory->zero(at, count * sizeof(float));
+  std::fill_n(at, count, 0.0f);
 }
 
 }  // namespace rlhf

@@ -69,7 +69,8 @@ class Optimizer {
  private:
   std::span<T> own_gradient(Parameters<T>& parameters);
   StepResult step_on_device(ResidentWeights& weights, double learning_rate, double gradient_scale);
-  void update(ResidentWeights& weights, const kernels::AdamwFactors& factors, const double* scale);
+  void update(ResidentWeights& weights, const float* gradient, const kernels::AdamwFactors& factors,
+              const double* scale);
   MomentStream& stream(DeviceMemory& memory);
   kernels::AdamwFactors next_factors(double learning_rate);
   std::span<T> on_host(Mirrored<T>& moment) {

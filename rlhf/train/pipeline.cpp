@@ -60,22 +60,20 @@ void Pipeline::check_ranks() const {
 
 // Models that are made from these follow them.
 void Pipeline::place_models() {
-  const bool slices = options_.distributed.sharding == Sharding::kGradients && collective_.world_size() > 1;
-  if (!settings_.accelerator) {
-    if (options_.rollout.kv_dtype != KvFormat::kAuto)
-      fail<ConfigError>("rollout.kv_dtype: ", to_string(options_.rollout.kv_dtype),
-                        " is for a GPU; on the CPU K and V are fp32: leave it out, or set device: cuda");
-    if (slices) policy_.parameters().slice_gradient(collective_);
-    return;
-  }
-  if (slices)
-    fail<ConfigError>("distributed.sharding: zero2 is for CPUs so far; on ", settings_.accelerator->name,
-                      " take zero1, or set device: cpu");
+  if (settings_.accelerator)
+    place_on(*settings_.accelerator);
+  else if (options_.rollout.kv_dtype != KvFormat::kAuto)
+    fail<ConfigError>("rollout.kv_dtype: ", to_string(options_.rollout.kv_dtype),
+                      " is for a GPU; on the CPU K and V are fp32: leave it out, or set device: cuda");
+  if (options_.distributed.sharding == Sharding::kGradients) policy_.parameters().slice_gradient(collective_);
+}
+
+void Pipeline::place_on(const Accelerator& accelerator) {
   if (options_.rollout.weights != WeightFormat::kFp32)
     fail<ConfigError>("rollout.weights: ", to_string(options_.rollout.weights), " is for the CPU; on ",
-                      settings_.accelerator->name, " all weights are bf16: leave it out, or set device: cpu");
-  policy_.parameters().place_on(*settings_.accelerator);
-  if (teacher_) teacher_->parameters().place_on(*settings_.accelerator, options_.memory.frozen_layers());
+                      accelerator.name, " all weights are bf16: leave it out, or set device: cpu");
+  policy_.parameters().place_on(accelerator);
+  if (teacher_) teacher_->parameters().place_on(accelerator, options_.memory.frozen_layers());
 }
 
 void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermOptions options) {

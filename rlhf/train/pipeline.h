@@ -79,6 +79,7 @@ class Pipeline {
   void save_final(const std::string& stage, const Parameters<float>& parameters);
   void load_final(const std::string& stage, Parameters<float>& parameters);
   void place_models();
+  void place_on(const Accelerator& accelerator);
   void plan_memory();
   void compare_shardings(const RunOptions& options, PlanSetting setting);
   RunReport make_report() const;
