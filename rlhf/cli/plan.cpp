@@ -32,8 +32,8 @@ std::uint64_t device_bytes(const PlanArguments& a) {
   return machine_memory_bytes();
 }
 
-Sharding parse_sharding(const PlanArguments& a) {
-  if (a.shard.empty()) return a.devices > 1 ? Sharding::kOptimizer : Sharding::kNone;
+Sharding parse_sharding(const PlanArguments& a, const RunOptions& options) {
+  if (a.shard.empty()) return a.devices > 1 ? options.distributed.sharding : Sharding::kNone;
   Sharding sharding = Sharding::kNone;
   for (const auto known : {Sharding::kOptimizer, Sharding::kGradients, Sharding::kWeights})
     if (a.shard == to_string(known)) sharding = known;
@@ -90,7 +90,10 @@ void set_numbers(const PlanArguments& a, Plan& plan) {
                                              "optimizer state, gradient and weights"};
   assume(plan, concat(a.devices, " devices with a share of the prompts each; divided over them, not copied: ",
                       kDivided[static_cast<int>(plan.setting.sharding)]));
-  assume(plan, "several devices are a prediction: this program computes on one");
+  if (plan.setting.sharding == Sharding::kWeights)
+    assume(plan,
+           "dividing weights is a prediction: runs divide the optimizer's state, and the gradient with "
+           "distributed.sharding: zero2");
 }
 
 Plan make_plan(const PlanArguments& a) {
@@ -102,7 +105,7 @@ Plan make_plan(const PlanArguments& a) {
     fail<ConfigError>("--devices ", a.devices, " exceeds ppo.algorithm.prompts_per_step ", prompts,
                       ": every device needs a prompt");
   plan.setting.devices = a.devices;
-  plan.setting.sharding = parse_sharding(a);
+  plan.setting.sharding = parse_sharding(a, plan.options);
   plan.setting.machine_bytes = device_bytes(a);
   const config::MemorySize& budget = plan.options.memory.budget;
   if (!budget.percent && budget.bytes > plan.setting.machine_bytes)
@@ -165,8 +168,9 @@ void add_plan(CLI::App& app) {
   verb->add_option("--device-memory", a->device_memory,
                    "Memory of a device, e.g. 80GiB; default: the accelerator's, or this machine's");
   verb->add_option("--devices", a->devices, "Devices that share a batch")->check(CLI::Range(1, 1 << 20));
-  verb->add_option("--shard", a->shard,
-                   "Divided over the devices; each word includes those before it (default: optimizer)")
+  verb->add_option(
+          "--shard", a->shard,
+          "Divided over the devices; each word includes those before it (default: as distributed.sharding)")
       ->check(CLI::IsMember({"none", "optimizer", "gradients", "weights"}));
   verb->add_option("--numbers", a->numbers, "fp32 or bf16; default: bf16 with --accelerator")
       ->check(CLI::IsMember({"fp32", "bf16"}));

@@ -58,6 +58,9 @@ class Collective {
   /// Replaces this rank's slice (slice_of) by its sum over all ranks; the rest stays.
   virtual void reduce_scatter(std::span<float> values) = 0;
   virtual void reduce_scatter(std::span<double> values) = 0;
+  /// Replaces parts[rank] by its sum over all ranks; the rest stays. Every rank gives the same parts, one for
+  /// each rank, which do not overlap and may be empty.
+  virtual void reduce_parts(std::span<float> values, const std::vector<Slice>& parts) = 0;
   /// Replaces every other rank's slice by what that rank has there.
   virtual void all_gather(std::span<float> values) = 0;
   virtual void all_gather(std::span<double> values) = 0;

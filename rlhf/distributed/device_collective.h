@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "rlhf/distributed/collective.h"
 #include "rlhf/tensor/device_memory.h"
@@ -31,6 +32,9 @@ class DeviceCollective {
   /// Replaces this rank's slice of [count] by its sum over all ranks. What the other slices hold then is
   /// nobody's business.
   virtual void reduce_scatter(float* values, std::size_t count) = 0;
+  /// Replaces parts[rank] of an array by its sum over all ranks; the other parts are then nobody's business.
+  /// Every rank gives the same parts, one for each rank, which do not overlap and may be empty.
+  virtual void reduce_parts(float* values, const std::vector<Slice>& parts) = 0;
   /// Replaces every other rank's slice of [count] elements, of any type, by what that rank has there.
   virtual void all_gather(void* values, std::size_t count, std::size_t element_bytes) = 0;
   /// Waits for everything queued so far, no longer than the time-out. To be called before anything else

@@ -150,6 +150,10 @@ class GlooCollective : public Collective {
   void all_reduce(std::span<double> values) override { reduce_all(values); }
   void reduce_scatter(std::span<float> values) override { reduce_slices(values); }
   void reduce_scatter(std::span<double> values) override { reduce_slices(values); }
+  void reduce_parts(std::span<float> values, const std::vector<Slice>& parts) override {
+    RLHF_CHECK(parts.size() == ranks(), "reduce_parts: ", parts.size(), " parts for ", size_, " ranks");
+    reduce_each(values, parts);
+  }
   void all_gather(std::span<float> values) override { gather_slices(values); }
   void all_gather(std::span<double> values) override { gather_slices(values); }
 
@@ -328,16 +332,22 @@ class GlooCollective : public Collective {
 
   template <class T>
   void reduce_slices(std::span<T> values) {
+    std::vector<Slice> slices;
+    for (int r = 0; r < size_; ++r) slices.push_back(slice_of(values.size(), r, size_));
+    reduce_each(values, slices);
+  }
+
+  template <class T>
+  void reduce_each(std::span<T> values, const std::vector<Slice>& parts) {
     constexpr std::size_t kChunk = kChunkBytes / sizeof(T);
-    const std::size_t longest = slice_of(values.size(), size_ - 1, size_).size();
+    const std::size_t longest = std::ranges::max(parts, {}, &Slice::size).size();
     for (std::size_t begin = 0; begin < longest; begin += kChunk) {
-      std::vector<std::span<T>> parts;
-      for (int r = 0; r < size_; ++r) {
-        const auto slice = slice_of(values.size(), r, size_).of(values);
-        parts.push_back(slice.subspan(std::min(begin, slice.size())));
-        parts.back() = parts.back().first(std::min(kChunk, parts.back().size()));
+      std::vector<std::span<T>> chunks;
+      for (const Slice& part : parts) {
+        const std::size_t first = std::min(begin, part.size());
+        chunks.push_back(part.of(values).subspan(first, std::min(kChunk, part.size() - first)));
       }
-      add_up(parts);
+      add_up(chunks);
     }
   }
 

@@ -58,6 +58,19 @@ class NcclCollective : public DeviceCollective {
     });
   }
 
+  void reduce_parts(float* values, const std::vector<Slice>& parts) override {
+    group("summing gradients", [&] {
+      nccl::Result result = nccl::kSuccess;
+      for (int root = 0; root < ranks_ && is_good(result); ++root) {
+        const Slice& part = parts[static_cast<std::size_t>(root)];
+        if (part.size() > 0)
+          result = nccl_.reduce(values + part.begin, values + part.begin, part.size(), nccl::kFloat32,
+                                nccl::kSum, root, communicator_, memory_.queue());
+      }
+      return result;
+    });
+  }
+
   void all_gather(void* values, std::size_t count, std::size_t element_bytes) override {
     const Division division = divide(count, ranks_);
     const std::size_t each = division.each * element_bytes, rest = division.rest * element_bytes;

@@ -21,18 +21,28 @@ class StagedCollective : public DeviceCollective {
   Collective& host() const override { return collective_; }
 
   void reduce_scatter(float* values, std::size_t count) override {
-    const Division division = divide(count, collective_.world_size());
-    for_parts(division, [&](std::size_t begin, std::size_t size) {
-      for (std::size_t r = 0; r < ranks(); ++r) download(r * size, values + r * division.each + begin, size);
-      collective_.reduce_scatter(std::span(pieces_).first(ranks() * size));
-      upload(values + own() * division.each + begin, own() * size, size);
-    });
-    if (division.rest == 0) return;
-    float* const rest = values + ranks() * division.each;
-    pieces_.resize(division.rest);
-    download(0, rest, division.rest);
-    collective_.all_reduce(std::span(pieces_));
-    if (is_last()) upload(rest, 0, division.rest);
+    std::vector<Slice> slices;
+    for (int r = 0; r < collective_.world_size(); ++r)
+      slices.push_back(slice_of(count, r, collective_.world_size()));
+    reduce_parts(values, slices);
+  }
+
+  void reduce_parts(float* values, const std::vector<Slice>& parts) override {
+    const std::size_t longest = std::ranges::max(parts, {}, &Slice::size).size();
+    for (std::size_t begin = 0; begin < longest; begin += part_) {
+      std::vector<Slice> places;  // of the parts' pieces, side by side on the host
+      for (const Slice& part : parts) {
+        const std::size_t at = places.empty() ? 0 : places.back().end;
+        places.push_back({at, at + part_of(part, begin).size()});
+      }
+      pieces_.resize(places.back().end);
+      for (std::size_t r = 0; r < parts.size(); ++r)
+        memory_.download(pieces_.data() + places[r].begin, values + part_of(parts[r], begin).begin,
+                         places[r].size() * sizeof(float));
+      collective_.reduce_parts(pieces_, places);
+      memory_.upload(values + part_of(parts[own()], begin).begin, pieces_.data() + places[own()].begin,
+                     places[own()].size() * sizeof(float));
+    }
   }
 
   void all_gather(void* values, std::size_t count, std::size_t element_bytes) override {
@@ -58,27 +68,11 @@ class StagedCollective : public DeviceCollective {
  private:
   std::size_t ranks() const { return static_cast<std::size_t>(collective_.world_size()); }
   std::size_t own() const { return static_cast<std::size_t>(collective_.rank()); }
-  bool is_last() const { return own() == ranks() - 1; }
 
   // Of a slice what begins at `begin` and is no longer than a part.
   Slice part_of(const Slice& slice, std::size_t begin) const {
     const std::size_t first = slice.begin + std::min(begin, slice.size());
     return {first, std::min(first + part_, slice.end)};
-  }
-  // Calls fn(begin, size) on parts of a slice, with room for that part of every rank's slice in `pieces_`.
-  template <class Fn>
-  void for_parts(const Division& division, const Fn& fn) {
-    for (std::size_t begin = 0; begin < division.each; begin += part_) {
-      const std::size_t size = std::min(part_, division.each - begin);
-      pieces_.resize(ranks() * size);
-      fn(begin, size);
-    }
-  }
-  void download(std::size_t to, const float* from, std::size_t size) {
-    memory_.download(pieces_.data() + to, from, size * sizeof(float));
-  }
-  void upload(float* to, std::size_t from, std::size_t size) {
-    memory_.upload(to, pieces_.data() + from, size * sizeof(float));
   }
 
   Collective& collective_;

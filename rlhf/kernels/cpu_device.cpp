@@ -348,6 +348,7 @@ const DeviceKernels<T>& cpu_device_kernels() {
       compute_of<T>(queue).activation_grad(args, rows);
     };
     k.add = [](T* y, const T* x, std::int64_t n, void* queue) { compute_of<T>(queue).add(y, x, n); };
+    k.add_wide = k.add;
     k.scale = [](T* y, double factor, std::int64_t n, void* queue) {
       compute_of<T>(queue).scale(y, static_cast<T>(factor), n);
     };

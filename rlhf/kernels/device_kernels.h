@@ -279,6 +279,7 @@ struct DeviceKernels {
   void (*activation)(const ActivationArgs<T>&, std::int64_t rows, void* queue);
   void (*activation_grad)(const ActivationGradArgs<T>&, std::int64_t rows, void* queue);
   void (*add)(T* y, const T* x, std::int64_t n, void* queue);
+  void (*add_wide)(Wide<T>* y, const Wide<T>* x, std::int64_t n, void* queue);
   void (*scale)(T* y, double factor, std::int64_t n, void* queue);
   /// Adds the column sums of x[rows, n] to out[n].
   void (*add_column_sums)(Wide<T>* out, const T* x, std::int64_t rows, std::int64_t n, void* queue);

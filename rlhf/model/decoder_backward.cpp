@@ -5,6 +5,7 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/model/decoder.h"
+#include "rlhf/model/gradient_sink.h"
 
 namespace rlhf {
 
@@ -135,6 +136,7 @@ void DecoderRunner<T>::backward_layers(const DecoderWeights<T>& weights, const P
     mlp_backward(layer, rows.rows.count, dx, kept);
     attention_backward(layer, rows, l, store.k(l - store_base), store.v(l - store_base), store.block_stride(),
                        dx, kept);
+    if (weights.gradient_sink) weights.gradient_sink->layer_done(l);
   }
 }
 

@@ -10,6 +10,7 @@
 
 namespace rlhf {
 
+class GradientSink;
 class LayerStream;
 class PackedMatrix;
 class ResidentWeights;
@@ -72,6 +73,8 @@ struct DecoderWeights {
   ResidentWeights* resident = nullptr;
   /// On a device: brings layers that stay on the host, before each is used. Null = all are there.
   LayerStream* stream = nullptr;
+  /// Told by backward passes what they have completed of the gradient. Null = it stays where they add it.
+  GradientSink* gradient_sink = nullptr;
 };
 
 }  // namespace rlhf

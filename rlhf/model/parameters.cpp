@@ -150,22 +150,69 @@ Parameters<T>::Parameters(const ModelConfig& config, const TrainableOptions& tra
   if (base) base->update_host();
   place(base);
   build_weights();
-  if constexpr (std::is_same_v<T, float>)
-    if (base && base->resident_) place_on(base->resident_->accelerator(), layers);
+  if constexpr (std::is_same_v<T, float>) {
+    if (!base) return;
+    SlicedGradient* const sliced = base->sliced_gradient();
+    if (base->resident_)
+      make_resident(base->resident_->accelerator(), layers,
+                    sliced ? GradientHeld::kSliced : GradientHeld::kWhole);
+    else if (sliced)
+      slice_gradient(sliced->ranks());
+  }
 }
 
 template <class T>
 void Parameters<T>::place_on(const Accelerator& accelerator,
                              FrozenLayers layers) requires(std::is_same_v<T, float>) {
   if (resident_) return;
-  resident_ = std::make_unique<ResidentWeights>(
-      accelerator, weights_,
-      ResidentWeights::Host{
-          frozen_,
-          {trainable_.data(), trainable_.size()},
-          gradient(),
-          layers == FrozenLayers::kOnHost ? own_frozen_layers() : std::vector<ElementRange>()});
-  weights_.resident = resident_.get();
+  RLHF_CHECK(!sliced_, "place_on: comes before slice_gradient");
+  make_resident(accelerator, layers, GradientHeld::kWhole);
+}
+
+template <class T>
+void Parameters<T>::make_resident(const Accelerator& accelerator, FrozenLayers layers,
+                                  GradientHeld gradient) {
+  if constexpr (std::is_same_v<T, float>) {
+    ResidentWeights::Host host;
+    host.frozen = frozen_;
+    host.learning = {trainable_.data(), trainable_.size()};
+    host.gradient = this->gradient();
+    if (layers == FrozenLayers::kOnHost) host.host_layers = own_frozen_layers();
+    if (gradient == GradientHeld::kSliced && num_trainable() > 0) host.gradient_parts = gradient_parts();
+    resident_ = std::make_unique<ResidentWeights>(accelerator, weights_, std::move(host));
+    weights_.resident = resident_.get();
+  }
+}
+
+template <class T>
+void Parameters<T>::slice_gradient(Collective& ranks) requires(std::is_same_v<T, float>) {
+  if (sliced_gradient() || ranks.world_size() == 1 || num_trainable() == 0) return;
+  if (resident_) {
+    RLHF_CHECK(resident_->accelerator().ranks, "slice_gradient: ", ranks.world_size(),
+               " ranks, and the model's accelerator knows of no other one (Accelerator::ranks)");
+    return resident_->slice_gradient(weights_, gradient_parts());
+  }
+  sliced_ = std::make_unique<SlicedGradient>(gradient_parts(), ranks);
+  for (Entry& entry : entries_)
+    if (entry.gradient)
+      entry.gradient = sliced_->address(static_cast<std::size_t>(entry.value - trainable_.data()));
+  gradient_ = {};
+  build_weights();
+}
+
+template <class T>
+GradientParts Parameters<T>::gradient_parts() const {
+  GradientParts parts;
+  parts.layers.resize(static_cast<std::size_t>(config_.num_layers));
+  for (const Entry& entry : entries_) {
+    if (!entry.gradient) continue;
+    auto& places =
+        entry.spec.layer < 0 ? parts.rest : parts.layers[static_cast<std::size_t>(entry.spec.layer)];
+    const auto begin = static_cast<std::size_t>(entry.value - trainable_.data());
+    if (places.empty() || places.back().end != begin) places.push_back({begin, begin});
+    places.back().end += static_cast<std::size_t>(entry.spec.num_elements());
+  }
+  return parts;
 }
 
 // Where the tensors of each layer lie in the owned frozen buffer.
@@ -427,6 +474,7 @@ void Parameters<T>::build_weights() {
   }
   weights_.embedding_trainable = weights_.dembedding || weights_.dpositions;
   weights_.first_trainable_layer = weights_.embedding_trainable ? 0 : first_trainable;
+  weights_.gradient_sink = sliced_.get();
 }
 
 template <class T>
@@ -439,6 +487,7 @@ const typename Parameters<T>::Entry* Parameters<T>::find(const std::string& name
 template <class T>
 void Parameters<T>::zero_gradient() {
   if (resident_) return resident_->zero_gradient();
+  if (sliced_) return sliced_->zero();
   std::fill(gradient_.begin(), gradient_.end(), T(0));
 }
 
@@ -533,6 +582,7 @@ Parameters<T> Parameters<T>::snapshot() const {
   copy.gradient_ = {};
   for (Entry& entry : copy.entries_) entry.gradient = nullptr;
   copy.resident_.reset();
+  copy.sliced_.reset();
   copy.build_weights();
   if constexpr (std::is_same_v<T, float>)
     if (resident_) copy.place_on(resident_->accelerator());

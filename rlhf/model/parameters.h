@@ -10,6 +10,7 @@
 #include "rlhf/model/decoder_weights.h"
 #include "rlhf/model/model_config.h"
 #include "rlhf/model/resident_weights.h"
+#include "rlhf/model/sliced_gradient.h"
 #include "rlhf/tensor/buffer.h"
 
 namespace rlhf {
@@ -93,11 +94,21 @@ class Parameters {
   /// The weights on the accelerator; null on the CPU.
   ResidentWeights* resident() const { return resident_.get(); }
 
+  /// Holds from now on this rank's slice of the gradient alone, and so do models that are made from this one:
+  /// passes sum it over the ranks layer by layer, all ranks take part in every backward pass
+  /// (SequencePass::skip_backward), and a tensor's gradient is in its place within a pass only. Nothing
+  /// happens with one rank, or where nothing learns. A model that belongs on an accelerator is placed first.
+  /// @param ranks must outlive the model
+  void slice_gradient(Collective& ranks) requires(std::is_same_v<T, float>);
+  /// The gradient's slice; null where the whole gradient is held.
+  SlicedGradient* sliced_gradient() const { return resident_ ? resident_->sliced_gradient() : sliced_.get(); }
+
   /// Elements that learn.
   std::size_t num_trainable() const { return trainable_.size(); }
   /// Flat views of what learns and of its gradient, in the same order. On an accelerator the weights are
   /// copied from there as far as they are newer, and, where the view can be written, are taken as written:
-  /// ask again before writing again. The gradient is the host's, and not used there.
+  /// ask again before writing again. The gradient is the host's, and not used there; empty where it is
+  /// sliced.
   ///
   /// With several ranks on accelerators each has a part of the newest weights, so all ranks must ask
   /// together after an optimizer step: for these views, for `merged`, and for a model made from this one.
@@ -110,7 +121,10 @@ class Parameters {
   /// Bytes of weights this model owns itself, and of weights it shares, where passes read them.
   std::size_t owned_bytes() const;
   std::size_t shared_bytes() const;
-  std::size_t gradient_bytes() const { return resident_ ? resident_->gradient_bytes() : gradient_.bytes(); }
+  std::size_t gradient_bytes() const {
+    if (resident_) return resident_->gradient_bytes();
+    return sliced_ ? sliced_->bytes() : gradient_.bytes();
+  }
 
   /// Reads every tensor from `file`. @throws IoError naming a missing tensor or a wrong shape.
   void load(const WeightFile& file);
@@ -135,7 +149,10 @@ class Parameters {
   };
 
   void place(const Parameters* base);
+  enum class GradientHeld { kWhole, kSliced };
+  void make_resident(const Accelerator& accelerator, FrozenLayers layers, GradientHeld gradient);
   std::vector<ElementRange> own_frozen_layers() const;
+  GradientParts gradient_parts() const;
   void build_weights();
   void update_host() const {
     if (resident_) resident_->update_host();
@@ -148,6 +165,7 @@ class Parameters {
   using Frozen = std::conditional_t<std::is_same_v<T, float>, FrozenWeights, HostWeights>;
   std::vector<std::shared_ptr<Frozen>> frozen_;  ///< the owned one is the last
   Buffer<T> trainable_, gradient_;
+  std::unique_ptr<SlicedGradient> sliced_;  ///< in place of gradient_, on the CPU
   DecoderWeights<T> weights_;
   std::unique_ptr<ResidentWeights> resident_;
 };

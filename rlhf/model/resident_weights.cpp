@@ -30,13 +30,32 @@ ResidentWeights::ResidentWeights(const Accelerator& accelerator, const DecoderWe
       slice_(accelerator.ranks ? accelerator.ranks->slice(host_.learning.size())
                                : Slice{0, host_.learning.size()}),
       master_(slice_.size(), accelerator.memory),
-      gradient_(host_.gradient.size(), accelerator.memory),
       shadow_(host_.learning.size(), accelerator.memory) {
   if (!host_.host_layers.empty())
     stream_ = std::make_unique<LayerStream>(*accelerator.memory, host_.host_layers);
   for (const auto& frozen : host_.frozen)
     if (frozen->device.size() == 0)
       frozen->device = Buffer<Bfloat16>(num_on_device(*frozen), accelerator.memory);
+  hold_gradient();
+  map(weights);
+}
+
+void ResidentWeights::hold_gradient() {
+  gradient_ = {};
+  if (host_.gradient_parts)
+    sliced_ = std::make_unique<SlicedGradient>(*host_.gradient_parts, accelerator_);
+  else
+    gradient_ = Buffer<float>(host_.gradient.size(), accelerator_.memory);
+}
+
+void ResidentWeights::slice_gradient(const DecoderWeights<float>& weights, GradientParts parts) {
+  host_.gradient_parts = std::move(parts);
+  hold_gradient();
+  map(weights);
+}
+
+// The host's addresses say which element is meant.
+void ResidentWeights::map(const DecoderWeights<float>& weights) {
   const auto value = [&](const float* at, std::int64_t) -> const Bfloat16* {
     if (holds(host_.learning, at)) return shadow_.data() + (at - host_.learning.data());
     for (const auto& frozen : host_.frozen)
@@ -45,9 +64,11 @@ ResidentWeights::ResidentWeights(const Accelerator& accelerator, const DecoderWe
     fail<InternalError>("a tensor lies in none of its model's buffers");
   };
   weights_ = map_weights<Bfloat16>(weights, value, [&](const float* at, std::int64_t) {
-    return gradient_.data() + (at - host_.gradient.data());
+    const auto i = static_cast<std::size_t>(at - host_.gradient.data());
+    return sliced_ ? sliced_->address(i) : gradient_.data() + i;
   });
   weights_.stream = stream_.get();
+  weights_.gradient_sink = sliced_.get();
 }
 
 std::size_t ResidentWeights::num_on_device(const FrozenWeights& frozen) const {
@@ -109,7 +130,14 @@ void ResidentWeights::upload_rounded(Bfloat16* to, std::span<const float> from) 
   accelerator_.memory->synchronize();
 }
 
+float* ResidentWeights::own_gradient() {
+  if (sliced_) return sliced_->values().data();
+  if (accelerator_.ranks) accelerator_.ranks->reduce_scatter(gradient_.data(), size());
+  return gradient_.data() + slice_.begin;
+}
+
 void ResidentWeights::zero_gradient() {
+  if (sliced_) return sliced_->zero();
   if (gradient_.size() > 0) accelerator_.memory->zero(gradient_.data(), gradient_.bytes());
 }
 

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -11,6 +12,7 @@
 #include "rlhf/kernels/accelerator.h"
 #include "rlhf/model/decoder_weights.h"
 #include "rlhf/model/layer_stream.h"
+#include "rlhf/model/sliced_gradient.h"
 #include "rlhf/tensor/buffer.h"
 
 namespace rlhf {
@@ -42,6 +44,8 @@ class ResidentWeights {
     std::span<float> gradient;  ///< empty for a model that is not trained here
     /// Layers of frozen.back(), which is this model's alone, that stay on the host. Empty = none does.
     std::vector<ElementRange> host_layers;
+    /// Of a gradient that is held in slices (Parameters::slice_gradient); none = all of it.
+    std::optional<GradientParts> gradient_parts;
   };
   ResidentWeights(const Accelerator& accelerator, const DecoderWeights<float>& weights, Host host);
 
@@ -55,8 +59,15 @@ class ResidentWeights {
   Slice slice() const { return slice_; }
   float* master() { return master_.data(); }
   Bfloat16* shadow() { return shadow_.data(); }
+  /// Null where the gradient is held in slices.
   float* gradient() { return gradient_.data(); }
+  /// This rank's slice of the gradient, summed over the ranks: of a whole gradient it is summed now, by all
+  /// ranks together.
+  float* own_gradient();
   void zero_gradient();
+  /// Holds this rank's slice of the gradient alone from now on. @param weights as in the constructor
+  void slice_gradient(const DecoderWeights<float>& weights, GradientParts parts);
+  SlicedGradient* sliced_gradient() const { return sliced_.get(); }
 
   /// The host's learning weights have been, or are about to be, written; frozen ones say so themselves.
   void host_written() { device_is_old_ = true; }
@@ -69,9 +80,11 @@ class ResidentWeights {
   /// Bytes on the device: of this model's own weights (master and rounded) and gradient.
   std::size_t learning_bytes() const { return master_.bytes() + shadow_.bytes(); }
   std::size_t frozen_bytes() const;
-  std::size_t gradient_bytes() const { return gradient_.bytes(); }
+  std::size_t gradient_bytes() const { return sliced_ ? sliced_->bytes() : gradient_.bytes(); }
 
  private:
+  void hold_gradient();
+  void map(const DecoderWeights<float>& weights);
   void upload();
   void upload_frozen(FrozenWeights& frozen);
   void upload_rounded(Bfloat16* to, std::span<const float> from);
@@ -84,6 +97,7 @@ class ResidentWeights {
   std::mutex mutex_;  ///< of `weights`
   std::atomic<bool> device_is_old_ = true, host_is_old_ = false;
   Buffer<float> master_, gradient_;
+  std::unique_ptr<SlicedGradient> sliced_;  ///< in place of gradient_
   Buffer<Bfloat16> shadow_;
   std::unique_ptr<LayerStream> stream_;  ///< of frozen.back()
   DecoderWeights<Bfloat16> weights_;

@@ -4,6 +4,7 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/kernels/accelerator.h"
+#include "rlhf/model/gradient_sink.h"
 #include "rlhf/model/resident_weights.h"
 
 namespace rlhf {
@@ -205,9 +206,17 @@ void SequencePass<T>::backward(const DecoderWeights<T>& weights, const PackedRow
   ops_.norm_grad({head_.gradient(), x_.data(), weights.final_norm.weight, mean_.data(), rstd_.data(),
                   dx_.data(), weights.final_norm.dweight, weights.final_norm.dbias, rows, D,
                   config_.norm == NormKind::kLayer, config_.norm_plus_one});
-  if (first >= config_.num_layers) return;
-  backward_trained_layers(weights, packed, first);
-  if (weights.embedding_trainable) runner_.backward_embed(weights, packed.rows(), dx_.data());
+  if (first < config_.num_layers) {
+    backward_trained_layers(weights, packed, first);
+    if (weights.embedding_trainable) runner_.backward_embed(weights, packed.rows(), dx_.data());
+  }
+  if (weights.gradient_sink) weights.gradient_sink->pass_done();
+}
+
+template <class T>
+void SequencePass<T>::skip_backward(const DecoderWeights<T>& weights) {
+  RLHF_ON_DEVICE(skip_backward(resident_weights(weights)));
+  if (weights.gradient_sink) weights.gradient_sink->skip_pass();
 }
 
 template <class T>

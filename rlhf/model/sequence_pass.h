@@ -96,6 +96,9 @@ class SequencePass {
   /// Backward through final norm and trained layers of the gradient that the heads' backward calls have
   /// collected; adds to the weights' gradients.
   void backward(const DecoderWeights<T>& weights, const PackedRows& rows);
+  /// In place of a backward pass, where this rank has no rows for one and others have: ranks that hold slices
+  /// of a gradient (Parameters::slice_gradient) all take part in every pass. Does nothing elsewhere.
+  void skip_backward(const DecoderWeights<T>& weights);
 
   /// Bytes that a pass takes when the activations of `kept_layers` layers are kept for backward (0 = it only
   /// scores). Adapters' few numbers a row are left out.

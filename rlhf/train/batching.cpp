@@ -1,5 +1,6 @@
 #include "rlhf/train/batching.h"
 
+#include <algorithm>
 #include <numeric>
 
 #include "rlhf/core/error.h"
@@ -58,6 +59,18 @@ std::vector<std::vector<std::size_t>> own_passes(Collective& collective,
   std::vector<std::vector<std::size_t>> passes = split_into_passes(own, max_rows, sequences_per_item);
   for (auto& pass : passes)
     for (std::size_t& item : pass) item = items[item];
+  return passes;
+}
+
+std::vector<std::vector<std::size_t>> own_training_passes(
+    Collective& collective, const std::vector<std::span<const TokenId>>& sequences, std::int64_t max_rows,
+    std::size_t sequences_per_item) {
+  auto passes = own_passes(collective, sequences, max_rows, sequences_per_item);
+  if (collective.world_size() == 1) return passes;
+  std::vector<double> counts(static_cast<std::size_t>(collective.world_size()));
+  counts[static_cast<std::size_t>(collective.rank())] = static_cast<double>(passes.size());
+  collective.all_reduce(std::span(counts));
+  passes.resize(static_cast<std::size_t>(std::ranges::max(counts)));
   return passes;
 }
 

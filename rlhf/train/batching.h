@@ -27,5 +27,10 @@ std::vector<std::size_t> step_items(std::size_t num_items, std::size_t count, st
 std::vector<std::vector<std::size_t>> own_passes(Collective& collective,
                                                  const std::vector<std::span<const TokenId>>& sequences,
                                                  std::int64_t max_rows, std::size_t sequences_per_item = 1);
+/// The same for training, filled up with passes without items to the number of the rank that has most:
+/// where they sum gradients inside backward, all ranks take part in every pass (SequencePass::skip_backward).
+std::vector<std::vector<std::size_t>> own_training_passes(
+    Collective& collective, const std::vector<std::span<const TokenId>>& sequences, std::int64_t max_rows,
+    std::size_t sequences_per_item = 1);
 
 }  // namespace rlhf

@@ -67,10 +67,10 @@ void backward(Pass& pass, const DecoderWeights<float>& weights, const Layout& la
   pass.backward(weights, layout.rows);
 }
 
-std::vector<Items> own_micro_batches(const ExampleBatch& batch, const PassSetting& setting) {
+std::vector<std::span<const TokenId>> sequences_of(const ExampleBatch& batch) {
   std::vector<std::span<const TokenId>> sequences;
   for (const TrainingExample* example : batch.examples) sequences.push_back(example->tokens);
-  return own_passes(*setting.collective, sequences, setting.max_tokens, batch.per_item);
+  return sequences;
 }
 
 // Calls visit(position in `part`, position in `whole`) for every value of a part of the batch.
@@ -105,7 +105,8 @@ TokenLogProbs compute_log_probs(Pass& pass, const DecoderWeights<float>& weights
   Items all(batch.num_items());
   std::iota(all.begin(), all.end(), std::size_t{0});
   TokenLogProbs whole = empty_log_probs(batch, std::move(all));
-  for (const Items& items : own_micro_batches(batch, setting)) {
+  for (const Items& items :
+       own_passes(*setting.collective, sequences_of(batch), setting.max_tokens, batch.per_item)) {
     const Layout layout(batch, items);
     const TokenLogProbs part = forward(pass, weights, batch, items, layout, Pass::Keep::kNothing);
     for_each_value(part, whole, [&](std::size_t i, std::size_t at) { whole.values[at] = part.values[i]; });
@@ -116,7 +117,8 @@ TokenLogProbs compute_log_probs(Pass& pass, const DecoderWeights<float>& weights
 
 void add_gradient(Pass& pass, const DecoderWeights<float>& weights, const ExampleBatch& batch,
                   const PassSetting& setting, LossScope scope, const TokenLoss& loss) {
-  const std::vector<Items> parts = own_micro_batches(batch, setting);
+  const std::vector<Items> parts =
+      own_training_passes(*setting.collective, sequences_of(batch), setting.max_tokens, batch.per_item);
   const bool in_two_passes =
       scope == LossScope::kBatch && (parts.size() > 1 || setting.collective->world_size() > 1);
   TokenLogProbs whole;
@@ -126,6 +128,10 @@ void add_gradient(Pass& pass, const DecoderWeights<float>& weights, const Exampl
     derivatives = loss(whole);
   }
   for (const Items& items : parts) {
+    if (items.empty()) {
+      pass.skip_backward(weights);
+      continue;
+    }
     const Layout layout(batch, items);
     const TokenLogProbs part = forward(pass, weights, batch, items, layout, Pass::Keep::kForBackward);
     if (!in_two_passes) {

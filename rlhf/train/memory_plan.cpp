@@ -82,8 +82,12 @@ class Planner {
   std::uint64_t weights(std::int64_t count) const {
     return share(count, setting_.sizes.weight, Sharding::kWeights);
   }
-  std::uint64_t gradient(std::int64_t count) const {
-    return share(count, setting_.sizes.gradient, Sharding::kGradients);
+  // A slice comes with the buffers that passes add to: of the largest layer, and of what is in none.
+  std::uint64_t gradient(const ParameterCounts& model) const {
+    const std::uint64_t held = share(model.trainable, setting_.sizes.gradient, Sharding::kGradients);
+    if (setting_.sharding < Sharding::kGradients || setting_.devices == 1) return held;
+    return held + bytes_of(model.largest_trainable_layer + model.trainable - model.trainable_in_layers,
+                           setting_.sizes.gradient);
   }
   std::uint64_t optimizer(std::int64_t count) const {
     const MomentPlacement moments = options_.memory.moments();
@@ -116,11 +120,11 @@ class Planner {
 
   void add_models() {
     add_fixed("policy weights", weights(policy_.total));
-    add_fixed("policy gradient", gradient(policy_.trainable));
+    add_fixed("policy gradient", gradient(policy_));
     if (trains()) add_fixed("policy optimizer", optimizer(policy_.trainable));
     if (ppo_ && ppo::needs_critic(options_.ppo.algorithm)) {
       add_fixed("critic weights (own part)", weights(scalar_.trainable));
-      add_fixed("critic gradient", gradient(scalar_.trainable));
+      add_fixed("critic gradient", gradient(scalar_));
       add_fixed("critic optimizer", optimizer(scalar_.trainable));
     }
     // Adapters are left out of the reference, which is then all shared.
@@ -130,8 +134,7 @@ class Planner {
                                                     ppo::needs_reference(options_.online_preference.loss));
     if (reference && copies) add_fixed("reference (own part)", frozen_weights(policy_));
     if (options_.has_stage(Stage::kReward))
-      add_fixed("reward model (own part, gradient)",
-                weights(reward_.trainable) + gradient(reward_.trainable));
+      add_fixed("reward model (own part, gradient)", weights(reward_.trainable) + gradient(reward_));
     if (ppo_ && setting_.teacher) {
       add_fixed("teacher weights", frozen_weights(count_parameters(*setting_.teacher, {})));
       add_fixed("teacher's pass", teacher_pass_bytes(*setting_.teacher, options_.rollout, options_.ppo,
@@ -245,20 +248,6 @@ const char* to_string(Phase phase) {
       return "train";
     case Phase::kOptimize:
       return "optimize";
-  }
-  return "unknown";
-}
-
-const char* to_string(Sharding sharding) {
-  switch (sharding) {
-    case Sharding::kNone:
-      return "none";
-    case Sharding::kOptimizer:
-      return "optimizer";
-    case Sharding::kGradients:
-      return "gradients";
-    case Sharding::kWeights:
-      return "weights";
   }
   return "unknown";
 }

@@ -31,12 +31,6 @@ struct NumberSizes {
   static NumberSizes bf16() { return {2, 4, 12, 2, 2}; }
 };
 
-/// What is divided over the devices instead of copied to each (the stages of ZeRO, Rajbhandari et al. 2020).
-/// Each includes those before it.
-enum class Sharding { kNone, kOptimizer, kGradients, kWeights };
-/// Returns "none", "optimizer", "gradients" or "weights".
-const char* to_string(Sharding sharding);
-
 /// Names of the tenants that move during an iteration.
 inline constexpr const char* kKvCacheTenant = "K/V cache";
 inline constexpr const char* kActivationsTenant = "activations";

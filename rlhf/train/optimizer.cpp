@@ -29,8 +29,7 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
   if constexpr (std::is_same_v<T, float>)
     if (ResidentWeights* resident = parameters.resident())
       return step_on_device(*resident, learning_rate, gradient_scale);
-  collective_.reduce_scatter(parameters.gradient());
-  const std::span<T> weights = slice_.of(parameters.trainable()), gradient = slice_.of(parameters.gradient());
+  const std::span<T> gradient = own_gradient(parameters), weights = slice_.of(parameters.trainable());
   double squares = compute.sum_squares(gradient.data(), static_cast<std::int64_t>(gradient.size()));
   collective_.all_reduce(std::span(&squares, 1));
   StepResult result;
@@ -57,6 +56,19 @@ typename Optimizer<T>::StepResult Optimizer<T>::step(const Compute<T>& compute, 
   return result;
 }
 
+// This rank's slice, summed over the ranks.
+template <class T>
+std::span<T> Optimizer<T>::own_gradient(Parameters<T>& parameters) {
+  if constexpr (std::is_same_v<T, float>)
+    if (SlicedGradient* sliced = parameters.sliced_gradient()) {
+      RLHF_CHECK(sliced->place() == slice_, "Optimizer: updates elements ", slice_.begin, " to ", slice_.end,
+                 ", the gradient's slice is ", sliced->place().begin, " to ", sliced->place().end);
+      return sliced->values();
+    }
+  collective_.reduce_scatter(parameters.gradient());
+  return slice_.of(parameters.gradient());
+}
+
 template <class T>
 kernels::AdamwFactors Optimizer<T>::next_factors(double learning_rate) {
   AdamwStep numbers;
@@ -81,12 +93,12 @@ typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& 
              " of ", collective_.world_size(), " updates ", slice_.size(), " and its accelerator has ",
              weights.slice().size(), " (Accelerator::ranks)");
   weights.weights();
-  if (ranks) ranks->reduce_scatter(weights.gradient(), num_elements_);
+  const float* const gradient = weights.own_gradient();
   if (numbers_.size() == 0) numbers_ = Buffer<double>(2 + kernels::kSumPartials, &memory);
   double *const square = numbers_.data(), *const scale = square + 1, *const partials = square + 2;
   if (moments_.on_host) stream(memory).fetch();
-  device.kernels->sum_squares(square, partials, weights.gradient() + slice_.begin,
-                              static_cast<std::int64_t>(slice_.size()), memory.queue());
+  device.kernels->sum_squares(square, partials, gradient, static_cast<std::int64_t>(slice_.size()),
+                              memory.queue());
   if (ranks) ranks->wait();
   double squares = 0;
   memory.download(&squares, square, sizeof(squares));
@@ -97,7 +109,7 @@ typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& 
   if (!result.skipped) {
     const double factor = gradient_scale * clip_scale(result.gradient_norm, options_.max_grad_norm);
     memory.upload(scale, &factor, sizeof(factor));
-    update(weights, next_factors(learning_rate), scale);
+    update(weights, gradient, next_factors(learning_rate), scale);
     if (ranks) {
       ranks->all_gather(weights.shadow(), num_elements_, sizeof(Bfloat16));
       ranks->wait();
@@ -110,15 +122,14 @@ typename Optimizer<T>::StepResult Optimizer<T>::step_on_device(ResidentWeights& 
 
 // Of this rank's slice.
 template <class T>
-void Optimizer<T>::update(ResidentWeights& weights, const kernels::AdamwFactors& factors,
-                          const double* scale) {
+void Optimizer<T>::update(ResidentWeights& weights, const float* gradient,
+                          const kernels::AdamwFactors& factors, const double* scale) {
   DeviceMemory& memory = *weights.accelerator().memory;
   const auto update_part = [&](std::size_t begin, std::size_t count, float* first, float* second) {
-    const std::size_t at = slice_.begin + begin;
     weights.accelerator().kernels->adamw(
         factors,
-        {weights.master() + begin, weights.shadow() + at, weights.gradient() + at, first, second, nullptr,
-         static_cast<std::int64_t>(count), scale},
+        {weights.master() + begin, weights.shadow() + slice_.begin + begin, gradient + begin, first, second,
+         nullptr, static_cast<std::int64_t>(count), scale},
         memory.queue());
   };
   if constexpr (std::is_same_v<T, float>) {

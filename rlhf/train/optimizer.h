@@ -33,8 +33,9 @@ struct MomentPlacement {
 /// AdamW over the flat trainable buffer of one model, in one pass. Scalar type T as the model's.
 ///
 /// With several ranks each holds the moments of its slice alone and updates that (ZeRO stage 1, Rajbhandari
-/// et al. 2020): gradients are summed to the slices' ranks, new weights are gathered from them. A model on an
-/// accelerator is updated there, with moments there, and the rounded weights are what is gathered.
+/// et al. 2020): gradients are summed to the slices' ranks, unless passes have done that
+/// (Parameters::slice_gradient), and new weights are gathered from them. A model on an accelerator is updated
+/// there, with moments there, and the rounded weights are what is gathered.
 template <class T>
 class Optimizer {
  public:
@@ -66,8 +67,10 @@ class Optimizer {
   void set_num_steps(std::int64_t steps) { steps_ = steps; }
 
  private:
+  std::span<T> own_gradient(Parameters<T>& parameters);
   StepResult step_on_device(ResidentWeights& weights, double learning_rate, double gradient_scale);
-  void update(ResidentWeights& weights, const kernels::AdamwFactors& factors, const double* scale);
+  void update(ResidentWeights& weights, const float* gradient, const kernels::AdamwFactors& factors,
+              const double* scale);
   MomentStream& stream(DeviceMemory& memory);
   kernels::AdamwFactors next_factors(double learning_rate);
   std::span<T> on_host(Mirrored<T>& moment) {

@@ -45,12 +45,14 @@ Pipeline::~Pipeline() = default;
 
 void Pipeline::check_ranks() const {
   if (collective_.world_size() == 1) return;
-  const auto all = collective_.all_gather_bytes(concat(RLHF_VERSION, " ", settings_.fingerprint));
+  const auto all = collective_.all_gather_bytes(
+      concat(RLHF_VERSION, " ", settings_.fingerprint, " ", to_string(options_.distributed.sharding)));
   for (std::size_t r = 1; r < all.size(); ++r)
     if (all[r] != all[0])
-      fail<Error>(
-          "rank ", r, " runs ", all[r], " and rank 0 runs ", all[0],
-          " (version, hash of the configuration); all ranks must run the same program on the same options");
+      fail<Error>("rank ", r, " runs ", all[r], " and rank 0 runs ", all[0],
+                  " (version, hash of the configuration, what is sharded); all ranks must run the same "
+                  "program on the "
+                  "same options");
   if (options_.has_stage(Stage::kPpo) && options_.schedule.mode != ScheduleMode::kSerial)
     fail<ConfigError>("schedule.mode: several processes (", collective_.world_size(),
                       " here) train with mode serial only");
@@ -58,17 +60,20 @@ void Pipeline::check_ranks() const {
 
 // Models that are made from these follow them.
 void Pipeline::place_models() {
-  if (!settings_.accelerator) {
-    if (options_.rollout.kv_dtype != KvFormat::kAuto)
-      fail<ConfigError>("rollout.kv_dtype: ", to_string(options_.rollout.kv_dtype),
-                        " is for a GPU; on the CPU K and V are fp32: leave it out, or set device: cuda");
-    return;
-  }
+  if (settings_.accelerator)
+    place_on(*settings_.accelerator);
+  else if (options_.rollout.kv_dtype != KvFormat::kAuto)
+    fail<ConfigError>("rollout.kv_dtype: ", to_string(options_.rollout.kv_dtype),
+                      " is for a GPU; on the CPU K and V are fp32: leave it out, or set device: cuda");
+  if (options_.distributed.sharding == Sharding::kGradients) policy_.parameters().slice_gradient(collective_);
+}
+
+void Pipeline::place_on(const Accelerator& accelerator) {
   if (options_.rollout.weights != WeightFormat::kFp32)
     fail<ConfigError>("rollout.weights: ", to_string(options_.rollout.weights), " is for the CPU; on ",
-                      settings_.accelerator->name, " all weights are bf16: leave it out, or set device: cpu");
-  policy_.parameters().place_on(*settings_.accelerator);
-  if (teacher_) teacher_->parameters().place_on(*settings_.accelerator, options_.memory.frozen_layers());
+                      accelerator.name, " all weights are bf16: leave it out, or set device: cpu");
+  policy_.parameters().place_on(accelerator);
+  if (teacher_) teacher_->parameters().place_on(accelerator, options_.memory.frozen_layers());
 }
 
 void Pipeline::add_reward(std::unique_ptr<RewardTerm> term, TermOptions options) {
@@ -103,7 +108,7 @@ void Pipeline::plan_memory() {
                                 : machine_memory_bytes() / static_cast<std::uint64_t>(settings_.ranks_here),
                             settings_.accelerator ? NumberSizes::bf16() : NumberSizes::fp32(),
                             collective_.world_size(),
-                            collective_.world_size() > 1 ? Sharding::kOptimizer : Sharding::kNone,
+                            collective_.world_size() > 1 ? options_.distributed.sharding : Sharding::kNone,
                             teacher_ ? std::optional(teacher_->config()) : std::nullopt};
   memory_budget_ = options_.memory.budget.resolve(setting.machine_bytes);
   require_fit(options_, setting, memory_budget_, "memory.budget");
@@ -129,6 +134,18 @@ void Pipeline::plan_memory() {
       concat("memory: at most ", memory_text(total), " of a budget of ", memory_text(memory_budget_),
              recompute_ == Recompute::kLayers ? ", with layers computed again for backward" : "", list));
   max_blocks_ = blocks_under(chosen, setting, memory_budget_);
+  if (setting.sharding == Sharding::kGradients) compare_shardings(chosen, setting);
+}
+
+// With few layers or ranks the buffers of zero2 outweigh what it divides.
+void Pipeline::compare_shardings(const RunOptions& options, PlanSetting setting) {
+  const std::uint64_t sliced = rlhf::plan_memory(options, setting).wanted_bytes();
+  setting.sharding = Sharding::kOptimizer;
+  const std::uint64_t whole = rlhf::plan_memory(options, setting).wanted_bytes();
+  if (sliced > whole)
+    observer_.message(LogLevel::kWarning,
+                      concat("distributed.sharding: zero2 needs ", memory_text(sliced - whole),
+                             " more than zero1 with this model on ", setting.devices, " ranks"));
 }
 
 // Two runs must not mix: what an earlier one left is continued, deleted or in the way.

@@ -15,6 +15,8 @@
 
 namespace rlhf {
 
+struct PlanSetting;
+
 /// What lies around a run's options.
 struct PipelineSettings {
   enum class Start { kFresh, kResume, kOverwrite };
@@ -77,7 +79,9 @@ class Pipeline {
   void save_final(const std::string& stage, const Parameters<float>& parameters);
   void load_final(const std::string& stage, Parameters<float>& parameters);
   void place_models();
+  void place_on(const Accelerator& accelerator);
   void plan_memory();
+  void compare_shardings(const RunOptions& options, PlanSetting setting);
   RunReport make_report() const;
   TaskReport report_task(const std::string& task) const;
   StageContext context();

@@ -56,6 +56,13 @@ std::vector<TokenKey> token_keys(RunOptions& options) {
   return keys;
 }
 
+// In a run file as far as runs do it.
+std::pair<std::string, std::string> sharding_change(Sharding sharding) {
+  if (sharding == Sharding::kOptimizer) return {"distributed.sharding", "zero1"};
+  if (sharding == Sharding::kGradients) return {"distributed.sharding", "zero2"};
+  return {"--shard", to_string(sharding)};
+}
+
 // No stage has larger micro-batches than this.
 void cap_tokens(Variant& variant, std::int64_t tokens) {
   for (const TokenKey& key : token_keys(variant.options)) {
@@ -105,7 +112,7 @@ class Adviser {
   Variant all_sharded() const {
     Variant variant = start_;
     variant.setting.sharding = Sharding::kWeights;
-    variant.changes.emplace_back("--shard", to_string(Sharding::kWeights));
+    variant.changes.push_back(sharding_change(Sharding::kWeights));
     return variant;
   }
 
@@ -160,7 +167,7 @@ class Adviser {
     // The least that helps: what is divided has to be exchanged.
     while (variant.setting.sharding < Sharding::kWeights) {
       variant.setting.sharding = static_cast<Sharding>(static_cast<int>(variant.setting.sharding) + 1);
-      variant.changes = {{"--shard", to_string(variant.setting.sharding)}};
+      variant.changes = {sharding_change(variant.setting.sharding)};
       if (try_with_smaller_passes(variant)) return;
     }
   }

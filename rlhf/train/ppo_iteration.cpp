@@ -235,7 +235,7 @@ void PpoIteration::plan_update(std::size_t step) {
   Indices trained;
   std::ranges::copy_if(chosen, std::back_inserter(trained), [&](std::size_t i) { return trains(i); });
   for (const Indices& part :
-       own_passes(collective_, sequences(trained), setting_.options.max_tokens_per_micro_batch)) {
+       own_training_passes(collective_, sequences(trained), setting_.options.max_tokens_per_micro_batch)) {
     update.micro_batches.emplace_back();
     for (std::size_t i : part) update.micro_batches.back().push_back(trained[i]);
   }
@@ -245,6 +245,7 @@ void PpoIteration::plan_update(std::size_t step) {
 
 void PpoIteration::train(std::size_t step, std::size_t micro_batch) {
   const Indices& samples = updates_.at(step).micro_batches.at(micro_batch);
+  if (samples.empty()) return skip_micro_batch();
   const Pass pass(responses_, samples, setting_.options.padded_passes);
   const auto memory =
       models_.memory->begin_pass(PassShape::of(pass.rows, pass.targets.size()), models_.trained_layers());
@@ -252,6 +253,12 @@ void PpoIteration::train(std::size_t step, std::size_t micro_batch) {
   train_policy(samples, pass, step);
   if (models_.critic) train_critic(samples, pass, step);
   ++num_trained_;
+}
+
+// Other ranks have one more.
+void PpoIteration::skip_micro_batch() {
+  models_.pass.skip_backward(models_.policy.parameters().weights());
+  if (models_.critic) models_.pass.skip_backward(models_.critic->weights());
 }
 
 void PpoIteration::train_policy(const Indices& samples, const Pass& pass, std::size_t step) {

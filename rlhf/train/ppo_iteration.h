@@ -84,6 +84,7 @@ class PpoIteration {
 
   // training
   void add_distillation(const Pass& pass, const ppo::PolicyLossInputs& inputs, std::size_t step);
+  void skip_micro_batch();
   void train_policy(const Indices& samples, const Pass& pass, std::size_t step);
   void measure_mismatch(const ppo::PolicyLossInputs& inputs);
   void train_critic(const Indices& samples, const Pass& pass, std::size_t step);

@@ -17,10 +17,11 @@ struct StepSums {
   double loss = 0, correct = 0, margin = 0;
 };
 
-// Adds the gradient of the micro-batch's share of the mean over `pairs_in_step`.
+// Adds the gradient of the micro-batch's share of the mean over `pairs_in_step`. It may be empty.
 void train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
                        const std::vector<const TrainingPair*>& pairs, const RewardModelOptions& options,
                        std::size_t pairs_in_step, StepSums& sums) {
+  if (pairs.empty()) return pass.skip_backward(weights);
   std::vector<std::span<const TokenId>> sequences;
   for (const TrainingPair* pair : pairs) {
     sequences.push_back(pair->chosen.tokens);
@@ -102,8 +103,8 @@ void run_reward_model(Parameters<float>& reward, const std::vector<TrainingPair>
                 measure.tokens += pair_tokens(train[item]);
               }
               StepSums sums;
-              for (const auto& batch :
-                   own_passes(*context.collective, sequences, options.max_tokens_per_micro_batch, 2)) {
+              for (const auto& batch : own_training_passes(*context.collective, sequences,
+                                                           options.max_tokens_per_micro_batch, 2)) {
                 std::vector<const TrainingPair*> chosen;
                 for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
                 train_micro_batch(pass, reward.weights(), chosen, options, items.size(), sums);

@@ -10,11 +10,15 @@ namespace {
 
 using Pass = SequencePass<float>;
 
-// Adds the gradient of the micro-batch's share of the mean over `numbers_in_step`. Returns its share of the
-// loss.
+// Adds the gradient of the micro-batch's share of the mean over `numbers_in_step`; it may be empty. Returns
+// its share of the loss.
 double train_micro_batch(Pass& pass, const DecoderWeights<float>& weights,
                          const std::vector<const RatedExample*>& rated, std::size_t num_outputs,
                          std::size_t numbers_in_step) {
+  if (rated.empty()) {
+    pass.skip_backward(weights);
+    return 0;
+  }
   std::vector<std::span<const TokenId>> sequences;
   for (const RatedExample* item : rated) sequences.emplace_back(item->example.tokens);
   const PackedRows packed(sequences);
@@ -107,7 +111,7 @@ void run_reward_rating(Parameters<float>& reward, const std::vector<RatedExample
                 measure.tokens += static_cast<std::int64_t>(train[item].example.tokens.size());
               }
               for (const auto& batch :
-                   own_passes(*context.collective, sequences, options.max_tokens_per_micro_batch)) {
+                   own_training_passes(*context.collective, sequences, options.max_tokens_per_micro_batch)) {
                 std::vector<const RatedExample*> chosen;
                 for (std::size_t i : batch) chosen.push_back(&train[items[i]]);
                 measure.loss +=

@@ -43,6 +43,20 @@ const char* to_string(Stage stage) {
   return "unknown";
 }
 
+const char* to_string(Sharding sharding) {
+  switch (sharding) {
+    case Sharding::kNone:
+      return "none";
+    case Sharding::kOptimizer:
+      return "optimizer";
+    case Sharding::kGradients:
+      return "gradients";
+    case Sharding::kWeights:
+      return "weights";
+  }
+  return "unknown";
+}
+
 bool PpoStageOptions::corrects_rounding(const RolloutOptions& rollout) const {
   const ppo::RolloutCorrectionOptions& own = algorithm.correction;
   return rollout.is_rounded() && weight_mismatch == WeightMismatch::kTruncate &&

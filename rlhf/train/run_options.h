@@ -262,12 +262,22 @@ struct MemorySection {
   }
 };
 
+/// What is divided over devices, or processes, instead of copied to each (the stages of ZeRO, Rajbhandari et
+/// al. 2020). Each includes those before it. Runs know kOptimizer and kGradients.
+enum class Sharding { kNone, kOptimizer, kGradients, kWeights };
+/// Returns "none", "optimizer", "gradients" or "weights".
+const char* to_string(Sharding sharding);
+
 /// A run of several processes, which a launcher starts.
 struct DistributedSection {
+  Sharding sharding = Sharding::kOptimizer;
   double timeout_s = 300;
 
   template <class V>
   void visit_fields(V& v) {
+    v.choice("sharding", sharding, {{"zero1", Sharding::kOptimizer}, {"zero2", Sharding::kGradients}},
+             "What a process has its part of alone: the optimizer's state (zero1), or the gradient as well "
+             "(zero2), which then crosses the network once a micro-batch in place of once a step");
     v.field("timeout_s", timeout_s,
             "Seconds that a process waits for another one before it ends with an error", {1, 1e6});
   }

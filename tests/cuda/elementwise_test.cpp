@@ -57,21 +57,25 @@ TEMPLATE_TEST_CASE("vector operations equal plain loops on every device", "[devi
   using T = TestType;
   for (const std::int64_t n : {0, 1, 255, 257, 1500}) {
     const Values<T> x = random_rounded<T>(n, 1), y = random_rounded<T>(n, 2);
-    const Values<float> wide = random_rounded<float>(n, 3);
+    const Values<float> wide = random_rounded<float>(n, 3), other = random_rounded<float>(n, 4);
     on_every_device<T>([&](const TestDevice<T>& device) {
       auto from = device.put(x.stored), sum = device.put(y.stored), scaled = device.put(y.stored),
            narrow = device.put(y.stored);
-      auto source = device.put(wide.stored);
+      auto source = device.put(wide.stored), wide_sum = device.put(other.stored);
       device.ops->add(sum.data(), from.data(), n, device.queue());
+      device.ops->add_wide(wide_sum.data(), source.data(), n, device.queue());
       device.ops->scale(scaled.data(), 0.75, n, device.queue());
       device.ops->narrow(narrow.data(), source.data(), n, device.queue());
       std::vector<T> sums, products, rounded;
+      std::vector<float> wide_sums;
       for (std::int64_t i = 0; i < n; ++i) {
         sums.push_back(round_to<T>(static_cast<float>(x.exact[at(i)] + y.exact[at(i)])));
+        wide_sums.push_back(static_cast<float>(wide.exact[at(i)] + other.exact[at(i)]));
         products.push_back(round_to<T>(static_cast<float>(0.75 * y.exact[at(i)])));
         rounded.push_back(round_to<T>(wide.exact[at(i)]));
       }
       CHECK(exact(sum.values()) == exact(sums));
+      CHECK(exact(wide_sum.values()) == exact(wide_sums));
       CHECK(exact(scaled.values()) == exact(products));
       CHECK(exact(narrow.values()) == exact(rounded));
     });

@@ -303,12 +303,46 @@ TEST_CASE("runs of two and four accelerators learn what one does, and all ranks 
   }
 }
 
+TEST_CASE("gradients in slices on accelerators are those of one buffer", "[device]") {
+  if (is_skipped(2)) return;
+  const TinyData data;
+  const auto weights_of = [&](const std::string& name, const char* sharding, int ranks,
+                              std::vector<std::string> overrides) {
+    overrides.push_back(std::string("distributed.sharding=") + sharding);
+    overrides.push_back("sft.optimizer.learning_rate=0.001");
+    auto processes = start_run(data, data.options(name, small(overrides)), ranks);
+    check_success(processes);
+    const std::vector<float> weights = read_floats(data.path(name + ".weights.0"));
+    CHECK_FALSE(weights.empty());
+    return weights;
+  };
+  // With one micro-batch a rank and step both add up the same numbers, two of them in either order.
+  const std::vector<std::string> whole = {"stages=[sft, ppo]", "sft.max_tokens_per_micro_batch=1000",
+                                          "ppo.max_tokens_per_micro_batch=1000"};
+  const std::vector<float> sliced = weights_of("slices", "zero2", 2, whole);
+  CHECK((sliced == weights_of("buffer", "zero1", 2, whole)));
+  // A rank's slice, a layer, and what is in none: 4 bytes for each of so many numbers.
+  constexpr std::size_t kLayer = 32 * 16 + 16 * 16 + 2 * 16 + 3 * 16 * 24;
+  const std::size_t rest = sliced.size() - 2 * kLayer, slice = sliced.size() / 2 / 64 * 64;
+  CHECK(read_metrics(data.path("slices"))
+            .at({"ppo", 1})
+            .at("memory/peak_bytes/policy gradient")
+            .get<std::size_t>() == 4 * (slice + kLayer + rest));
+  if (is_skipped(3)) return;
+  // Two micro-batches on one rank, one on the others. A sum in another order may round a weight the other
+  // way.
+  const std::vector<std::string> cut = {"stages=[sft]", "sft.examples_per_step=4",
+                                        "sft.max_tokens_per_micro_batch=20"};
+  CHECK(largest_difference(weights_of("slices_cut", "zero2", 3, cut),
+                           weights_of("buffer_cut", "zero1", 3, cut)) < 1e-4);
+}
+
 TEST_CASE("a run of two accelerators that is stopped goes on with one and with three", "[device]") {
   if (is_skipped(2)) return;
   const TinyData data;
-  const auto options = [&](const std::string& name) {
+  const auto options = [&](const std::string& name, const std::string& sharding = "zero1") {
     return data.options(name, small({"stages=[sft]", "sft.max_steps=4", "sft.optimizer.learning_rate=0.001",
-                                     "memory.offload=optimizer"}));
+                                     "memory.offload=optimizer", "distributed.sharding=" + sharding}));
   };
   const OwnAccelerator accelerator(one_process());
   attempt(options("whole"), Start::kFresh, "", 0, &accelerator.get());
@@ -318,7 +352,7 @@ TEST_CASE("a run of two accelerators that is stopped goes on with one and with t
     if (is_skipped(ranks)) continue;
     const std::string name = "on" + std::to_string(ranks);
     std::filesystem::copy(data.path("two"), data.path(name), std::filesystem::copy_options::recursive);
-    auto resumed = start_run(data, options(name), ranks, {"RLHF_TEST_RESUME=1"});
+    auto resumed = start_run(data, options(name, "zero2"), ranks, {"RLHF_TEST_RESUME=1"});
     check_success(resumed);
     CHECK(read_metrics(data.path(name)).size() == 4);
     CHECK(largest_difference(final_weights(data.path(name), "sft"),
@@ -329,8 +363,10 @@ TEST_CASE("a run of two accelerators that is stopped goes on with one and with t
 TEST_CASE("a rank with an accelerator that is killed ends the others", "[device]") {
   if (is_skipped(3)) return;
   const TinyData data;
+  const std::string sharding = GENERATE("zero1", "zero2");
   const RunOptions options =
-      data.options("killed", small({"stages=[sft]", "sft.max_steps=100000", "run.checkpoint_every=2"}));
+      data.options("killed", small({"stages=[sft]", "sft.max_steps=100000", "run.checkpoint_every=2",
+                                    "distributed.sharding=" + sharding}));
   auto processes = start_run(data, options, 3);
   const auto manifest = data.path("killed") / "checkpoints" / "sft.json";
   for (int i = 0; i < 4000 && !std::filesystem::exists(manifest); ++i)
@@ -349,4 +385,10 @@ TEST_CASE("several ranks on an accelerator that does not reach the others are re
   CHECK_THROWS_WITH(take_steps(accelerator.get(), two, {},
                                [&](int step, std::size_t count) { return gradient_of(0, step, count); }),
                     ContainsSubstring("rank 0 of 2 updates "));
+  LanguageModel placed = make_model(), sliced = make_model();
+  placed.parameters().place_on(accelerator.get());
+  CHECK_THROWS_WITH(placed.parameters().slice_gradient(two), ContainsSubstring("slice_gradient: 2 ranks"));
+  sliced.parameters().slice_gradient(two);
+  CHECK_THROWS_WITH(sliced.parameters().place_on(accelerator.get()),
+                    ContainsSubstring("place_on: comes before slice_gradient"));
 }

@@ -40,6 +40,23 @@ void append_expected(std::string& out, int rank, int ranks) {
   }
 }
 
+// The rank's part is summed, the rest is as it was.
+void append_expected_parts(std::string& out, int rank, int ranks) {
+  for (const std::size_t count : kCounts) {
+    std::vector<float> values = values_of<float>(rank, count);
+    for (std::size_t i = uneven_begin_of(count, rank, ranks); i < uneven_begin_of(count, rank + 1, ranks);
+         ++i)
+      values[i] = 0;
+    for (int r = 0; r < ranks; ++r) {
+      const std::vector<float> theirs = values_of<float>(r, count);
+      for (std::size_t i = uneven_begin_of(count, rank, ranks); i < uneven_begin_of(count, rank + 1, ranks);
+           ++i)
+        values[i] += theirs[i];
+    }
+    append(out, values);
+  }
+}
+
 bool is_without_gloo() {
   if (!has_gloo()) WARN("skipped: built without Gloo");
   return !has_gloo();
@@ -49,6 +66,7 @@ std::string expected_of(int rank, int ranks) {
   std::string out;
   append_expected<float>(out, rank, ranks);
   append_expected<double>(out, rank, ranks);
+  append_expected_parts(out, rank, ranks);
   for (int r = 0; r < ranks; ++r) out += text_of(r);
   for (int root = 0; root < ranks; ++root) append(out, values_of<float>(root, 70001));
   constexpr std::size_t kCount = 10007;

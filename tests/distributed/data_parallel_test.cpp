@@ -92,6 +92,11 @@ Overrides with(Overrides overrides, const Overrides& more) {
   return overrides;
 }
 
+// Means over micro-batches, which several processes cut otherwise; and what an engine counts.
+const std::vector<std::string> kCutMetrics = {
+    "policy/clip_fraction", "policy/approx_kl",    "policy/ratio_mean",        "policy/ratio_variance",
+    "policy/entropy",       "value/clip_fraction", "value/explained_variance", "rollout/decode_steps"};
+
 // Prompts and responses that the runs have written, in order.
 void check_samples(const std::filesystem::path& run, const std::filesystem::path& one) {
   const auto files = files_below(run / "samples"), expected = files_below(one / "samples");
@@ -127,14 +132,37 @@ void compare(const TinyData& data, const std::string& name, const Overrides& ove
 
 TEST_CASE("supervised and preference stages of two and four processes are those of one") {
   if (is_without_gloo()) return;
+  const Overrides sharding = {"distributed.sharding=" + std::string(GENERATE("zero1", "zero2"))};
+  INFO(sharding[0]);
   const TinyData data;
   const Overrides stages = {"stages=[pretrain, sft, reward, preference, eval]", "preference.max_steps=3",
                             "preference.pairs_per_step=3", "preference.max_tokens_per_micro_batch=60"};
-  compare(data, "dpo", with(stages, {}), {"pretrain", "sft", "reward", "preference"}, {2, 4});
+  compare(data, "dpo", with(stages, sharding), {"pretrain", "sft", "reward", "preference"}, {2, 4});
+}
+
+TEST_CASE("gradients in slices are those of one buffer, bit for bit while a rank has one micro-batch") {
+  if (is_without_gloo()) return;
+  const TinyData data;
+  const auto weights_of = [&](const std::string& name, const std::string& sharding, const char* tokens) {
+    auto processes = start_run(data,
+                               data.options(name, with({"stages=[sft]", "sft.examples_per_step=5",
+                                                        concat("sft.max_tokens_per_micro_batch=", tokens),
+                                                        "distributed.sharding=" + sharding},
+                                                       {})),
+                               3);
+    check_success(processes);
+    return final_weights(data.path(name), "sft");
+  };
+  CHECK((weights_of("slices", "zero2", "1000") == weights_of("whole", "zero1", "1000")));
+  // Else micro-batches are added up behind the ranks, not before them: rounding, as in kTolerance.
+  CHECK(largest_difference(weights_of("slices_cut", "zero2", "20"), weights_of("whole_cut", "zero1", "20")) <
+        1e-6);
 }
 
 TEST_CASE("losses over a whole batch, unpaired ones, ratings and adapters are those of one process") {
   if (is_without_gloo()) return;
+  const Overrides sharding = {"distributed.sharding=" + std::string(GENERATE("zero1", "zero2"))};
+  INFO(sharding[0]);
   const TinyData data;
   const Overrides preference = {"stages=[preference]", "preference.max_steps=3",
                                 "preference.pairs_per_step=3", "preference.max_tokens_per_micro_batch=60"};
@@ -150,23 +178,34 @@ TEST_CASE("losses over a whole batch, unpaired ones, ratings and adapters are th
           with({"stages=[reward]", "reward.target=scores",
                 "data.ratings_file=" + data.path("ratings.jsonl").string(),
                 "reward.objectives=[{name: up}, {name: size}]", "ppo.critic_init=policy"},
-               {}),
+               sharding),
           {"reward"}, {2});
-  compare(data, "lora", with({"stages=[sft]", "model.trainable=lora", "model.lora_rank=2"}, {}), {"sft"},
-          {3});
+  compare(data, "lora", with({"stages=[sft]", "model.trainable=lora", "model.lora_rank=2"}, sharding),
+          {"sft"}, {3});
+  compare(data, "last",
+          with({"stages=[sft]", "model.trainable=last_layers", "model.last_layers=1"}, sharding), {"sft"},
+          {2});
+  compare(data, "again", with({"stages=[sft]", "memory.recompute=layers"}, sharding), {"sft"}, {2});
   // More processes than items in a step.
-  compare(data, "few", with({"stages=[sft]", "sft.examples_per_step=2"}, {}), {"sft"}, {4});
+  compare(data, "few", with({"stages=[sft]", "sft.examples_per_step=2"}, sharding), {"sft"}, {4});
 }
+
+// What a run is begun and resumed with.
+using Shardings = std::pair<std::string, std::string>;
 
 TEST_CASE("a run of two processes that is stopped goes on with one and with four") {
   if (is_without_gloo()) return;
   const TinyData data;
-  const auto options = [&](const std::string& name) {
-    return data.options(name,
-                        with({"stages=[sft, eval]", "sft.max_steps=60", "sft.examples_per_step=5"}, {}));
+  const auto [before, after] = GENERATE(Shardings{"zero1", "zero1"}, Shardings{"zero1", "zero2"},
+                                        Shardings{"zero2", "zero2"}, Shardings{"zero2", "zero1"});
+  INFO(before << ", then " << after);
+  const auto options = [&](const std::string& name, const std::string& sharding) {
+    return data.options(name, with({"stages=[sft, eval]", "sft.max_steps=60", "sft.examples_per_step=5",
+                                    "distributed.sharding=" + sharding},
+                                   {}));
   };
-  attempt(options("whole"), Start::kFresh);
-  auto processes = start_run(data, options("two"), 2);
+  attempt(options("whole", after), Start::kFresh);
+  auto processes = start_run(data, options("two", before), 2);
   CHECK([&] {
     for (int i = 0; i < 4000; ++i) {
       std::error_code code;
@@ -193,7 +232,7 @@ TEST_CASE("a run of two processes that is stopped goes on with one and with four
   for (const int ranks : {1, 4}) {
     const std::string name = "on" + std::to_string(ranks);
     std::filesystem::copy(data.path("two"), data.path(name), std::filesystem::copy_options::recursive);
-    auto resumed = start_run(data, options(name), ranks, {"--resume"});
+    auto resumed = start_run(data, options(name, after), ranks, {"--resume"});
     check_success(resumed);
     CHECK(read_metrics(data.path(name)).size() == 62);
     check_weights(data, name, "whole", {"sft"});
@@ -202,10 +241,12 @@ TEST_CASE("a run of two processes that is stopped goes on with one and with four
 
 TEST_CASE("a rank that is killed in training ends the others, and the run can be resumed") {
   if (is_without_gloo()) return;
+  const std::string sharding = GENERATE("zero1", "zero2");
   const TinyData data;
-  const auto options = data.options("killed", with({"stages=[sft]", "sft.max_steps=100000",
-                                                    "distributed.timeout_s=4", "run.checkpoint_every=3"},
-                                                   {}));
+  const auto options =
+      data.options("killed", with({"stages=[sft]", "sft.max_steps=100000", "distributed.timeout_s=4",
+                                   "run.checkpoint_every=3", "distributed.sharding=" + sharding},
+                                  {}));
   auto processes = start_run(data, options, 3);
   const auto manifest = data.path("killed") / "checkpoints" / "sft.json";
   for (int i = 0; i < 4000 && !std::filesystem::exists(manifest); ++i)
@@ -222,6 +263,7 @@ TEST_CASE("an error of one rank ends the run of all") {
   if (is_without_gloo()) return;
   const TinyData data;
   const int port = free_port();
+  const std::string different = GENERATE("sft.max_steps=9", "distributed.sharding=zero2");
   const auto start = [&](const std::string& name, const Overrides& overrides, int rank) {
     const auto file = data.path(name + ".yaml");
     config::save_resolved(file, data.options("same", overrides));
@@ -230,7 +272,7 @@ TEST_CASE("an error of one rank ends the run of all") {
   };
   std::vector<Process> processes;
   processes.push_back(start("first", {"stages=[sft]"}, 0));
-  processes.push_back(start("second", {"stages=[sft]", "sft.max_steps=9"}, 1));
+  processes.push_back(start("second", {"stages=[sft]", different}, 1));
   for (Process& process : processes) {
     CHECK(process.wait() == 1);
     CHECK_THAT(process.err(), ContainsSubstring("all ranks must run the same program on the same options"));
@@ -239,25 +281,46 @@ TEST_CASE("an error of one rank ends the run of all") {
 
 TEST_CASE("ppo of several processes samples what one samples and learns the same") {
   if (is_without_gloo()) return;
+  const Overrides sharding = {"distributed.sharding=" + std::string(GENERATE("zero1", "zero2"))};
+  INFO(sharding[0]);
   const TinyData data;
-  // Means over micro-batches, which several processes cut otherwise; and what an engine counts.
-  const std::vector<std::string> cut = {
-      "policy/clip_fraction", "policy/approx_kl",    "policy/ratio_mean",        "policy/ratio_variance",
-      "policy/entropy",       "value/clip_fraction", "value/explained_variance", "rollout/decode_steps"};
   const Overrides short_run = {"stages=[reward, ppo, eval]", "ppo.iterations=3", "ppo.samples_to_log=100"};
-  compare(data, "ppo", with(short_run, {}), {"reward", "ppo"}, {2, 4}, cut);
+  compare(data, "ppo", with(short_run, sharding), {"reward", "ppo"}, {2, 4}, kCutMetrics);
   compare(data, "remax",
-          with(short_run,
+          with(with(short_run, sharding),
                {"ppo.algorithm.advantage.greedy_baseline=true", "ppo.algorithm.advantage.form=sequence",
                 "ppo.algorithm.critic_update=none", "ppo.critic_init=policy"}),
-          {"ppo"}, {2}, cut);
+          {"ppo"}, {2}, kCutMetrics);
   // Groups whose responses score alike are asked again, by the rank that has them.
   compare(data, "again",
-          with(short_run,
+          with(with(short_run, sharding),
                {"ppo.algorithm.dynamic_sampling.enabled=true", "ppo.algorithm.dynamic_sampling.max_rounds=3",
                 "ppo.algorithm.advantage.form=sequence", "ppo.algorithm.advantage.group.baseline=mean",
                 "ppo.algorithm.critic_update=none", "ppo.critic_init=policy"}),
-          {"ppo"}, {2}, cut);
+          {"ppo"}, {2}, kCutMetrics);
+}
+
+TEST_CASE("ppo with gradients in slices is that of one process, and holds what is planned") {
+  if (is_without_gloo()) return;
+  const TinyData data;
+  compare(data, "ppo",
+          with({"stages=[reward, ppo, eval]", "ppo.iterations=3", "ppo.samples_to_log=100",
+                "ppo.algorithm.critic_update=separate", "ppo.algorithm.critic_optimizer.learning_rate=0.001"},
+               {"distributed.sharding=zero2"}),
+          {"reward", "ppo"}, {2, 4}, kCutMetrics);
+  // A rank's slice, the larger layer and what is in none: 4 bytes for each of so many numbers.
+  constexpr std::size_t kLayer = 32 * 16 + 16 * 16 + 2 * 16 + 3 * 16 * 24;
+  const std::size_t vocabulary = (final_weights(data.path("ppo"), "ppo").size() - 2 * kLayer - 16) / 16;
+  for (const std::size_t ranks : {2, 4}) {
+    const auto metrics = read_metrics(data.path("ppo_" + std::to_string(ranks))).at({"ppo", 3});
+    for (const auto& [name, rest] :
+         {std::pair{"policy", vocabulary * 16 + 16}, std::pair{"critic", vocabulary * 16 + 32}}) {
+      INFO(name << " on " << ranks);
+      const std::size_t slice = (2 * kLayer + rest) / ranks / 64 * 64;
+      CHECK(metrics.at(concat("memory/peak_bytes/", name, " gradient")).get<std::size_t>() ==
+            4 * (slice + kLayer + rest));
+    }
+  }
 }
 
 TEST_CASE("ppo that is stopped goes on with another number of processes") {
@@ -279,6 +342,8 @@ TEST_CASE("ppo that is stopped goes on with another number of processes") {
 
 TEST_CASE("stages that sample and then learn are those of one process") {
   if (is_without_gloo()) return;
+  const Overrides sharding = {"distributed.sharding=" + std::string(GENERATE("zero1", "zero2"))};
+  INFO(sharding[0]);
   const TinyData data;
   compare(
       data, "sampled",
@@ -288,7 +353,7 @@ TEST_CASE("stages that sample and then learn are those of one process") {
             "rejection_sampling.sft.optimizer.learning_rate=0.001", "online_preference.iterations=2",
             "online_preference.prompts_per_step=3", "online_preference.samples_per_prompt=3",
             "online_preference.reward_model_weight=0.5", "online_preference.optimizer.learning_rate=0.001"},
-           {}),
+           sharding),
       {"rejection_sampling", "online_preference"}, {2});
 }
 
@@ -312,9 +377,7 @@ TEST_CASE("a reward server is asked once for each response, whatever the number 
       with({"stages=[ppo]", "ppo.iterations=2", "ppo.reward_model_weight=0", "ppo.critic_init=policy",
             "ppo.algorithm.samples_per_prompt=3", "rewards=[{" + reward + ", on_failure: drop}]"},
            {});
-  compare(data, "ppo", ppo, {"ppo"}, {2},
-          {"policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/ratio_variance",
-           "policy/entropy", "value/clip_fraction", "value/explained_variance", "rollout/decode_steps"});
+  compare(data, "ppo", ppo, {"ppo"}, {2}, kCutMetrics);
   CHECK(asked == 2 * 2 * 9);
   asked = 0;
   const Overrides best =
@@ -350,4 +413,26 @@ TEST_CASE("several processes refuse modes that overlap") {
     CHECK_THAT(process.err(),
                ContainsSubstring("schedule.mode: several processes (2 here) train with mode serial only"));
   }
+}
+
+TEST_CASE("who divides gradients of a model of few layers is told that it costs memory") {
+  if (is_without_gloo()) return;
+  const TinyData data;
+  const auto said = [&](const std::string& name, const std::string& layers) {
+    auto processes = start_run(
+        data,
+        data.options(name, {"stages=[sft]", "distributed.sharding=zero2", "model.new.layers=" + layers}), 2);
+    check_success(processes);
+    return processes[0].err();
+  };
+  // Of 2 layers a rank holds a slice of half and a buffer of one, beside that of the embedding.
+  CHECK_THAT(said("few", "2"), ContainsSubstring("distributed.sharding: zero2 needs 8 KiB more than zero1"));
+  CHECK_THAT(said("many", "9"), !ContainsSubstring("than zero1"));
+}
+
+TEST_CASE("an unknown sharding is refused with the values that there are") {
+  const TinyData data;
+  CHECK_THROWS_WITH(data.options("zero3", {"distributed.sharding=zero3"}),
+                    ContainsSubstring("distributed.sharding") && ContainsSubstring("zero3") &&
+                        ContainsSubstring("zero1") && ContainsSubstring("zero2"));
 }

@@ -42,18 +42,24 @@ Words command(const TemporaryFolder& folder, const std::string& scenario, int ti
   return words;
 }
 
-// Of every count: this rank's slice of the sums in the order of the ranks, then all slices, of two types.
+// Of every count: this rank's slice of the sums in the order of the ranks, its part of the same where parts
+// are uneven, then all slices, of two types.
 std::string expected_of(int rank, int ranks) {
   std::string out;
   const auto append = [&](auto value) { out.append(reinterpret_cast<const char*>(&value), sizeof value); };
   for (const std::size_t count : kCounts) {
     std::vector<std::vector<float>> all;
     for (int r = 0; r < ranks; ++r) all.push_back(values_of<float>(r, count));
-    for (std::size_t i = begin_of(count, rank, ranks); i < begin_of(count, rank + 1, ranks); ++i) {
-      float sum = all[0][i];
-      for (std::size_t r = 1; r < all.size(); ++r) sum += all[r][i];
-      append(sum);
-    }
+    const auto append_sums = [&](std::size_t begin, std::size_t end) {
+      for (std::size_t i = begin; i < end; ++i) {
+        float sum = all[0][i];
+        for (std::size_t r = 1; r < all.size(); ++r) sum += all[r][i];
+        append(sum);
+      }
+    };
+    append_sums(begin_of(count, rank, ranks), begin_of(count, rank + 1, ranks));
+    const std::size_t few = std::min(count, kUnevenCount);
+    append_sums(uneven_begin_of(few, rank, ranks), uneven_begin_of(few, rank + 1, ranks));
     for (int r = 0; r < ranks; ++r)
       for (std::size_t i = begin_of(count, r, ranks); i < begin_of(count, r + 1, ranks); ++i)
         append(all[static_cast<std::size_t>(r)][i]);

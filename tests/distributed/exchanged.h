@@ -40,6 +40,16 @@ inline std::size_t begin_of(std::size_t count, int rank, int ranks) {
   return static_cast<std::size_t>(rank) * (even < 64 ? even : even / 64 * 64);
 }
 
+/// Elements of a device's array that are divided unevenly, at most: several pieces.
+inline constexpr std::size_t kUnevenCount = 20000;
+
+/// Beginning of a rank's part of an array that is divided unevenly: the first rank has least, few elements
+/// leave ranks without any.
+inline std::size_t uneven_begin_of(std::size_t count, int rank, int ranks) {
+  const auto r = static_cast<std::size_t>(rank), n = static_cast<std::size_t>(ranks);
+  return count * r * r / (n * n);
+}
+
 inline std::string text_of(int rank) {
   return std::string(static_cast<std::size_t>(rank) * 3000, static_cast<char>('a' + rank));
 }

@@ -34,9 +34,25 @@ void reduce_and_gather(Collective& collective) {
   }
 }
 
+std::vector<Slice> uneven_parts(std::size_t count, int ranks) {
+  std::vector<Slice> parts;
+  for (int r = 0; r < ranks; ++r)
+    parts.push_back({uneven_begin_of(count, r, ranks), uneven_begin_of(count, r + 1, ranks)});
+  return parts;
+}
+
+void reduce_parts(Collective& collective) {
+  for (const std::size_t count : kCounts) {
+    std::vector<float> values = values_of<float>(collective.rank(), count);
+    collective.reduce_parts(values, uneven_parts(count, collective.world_size()));
+    write<float>(values);
+  }
+}
+
 void exchange(Collective& collective) {
   reduce_and_gather<float>(collective);
   reduce_and_gather<double>(collective);
+  reduce_parts(collective);
   for (const std::string& text : collective.all_gather_bytes(text_of(collective.rank()))) write<char>(text);
   for (int root = 0; root < collective.world_size(); ++root) {
     auto values = values_of<float>(collective.rank(), 70001);
@@ -64,15 +80,18 @@ void reduce_and_gather(Collective& collective, DeviceMemory& memory, DeviceColle
   std::cerr << devices.text() << "\n";
   for (const std::size_t count : kCounts) {
     const std::vector<float> own = values_of<float>(collective.rank(), count);
-    DeviceBuffer<float> sums(memory, own), gathered(memory, own);
+    DeviceBuffer<float> sums(memory, own), part_sums(memory, own), gathered(memory, own);
     DeviceBuffer<std::uint16_t> halves(memory, halves_of(collective.rank(), count));
+    const std::vector<Slice> parts = uneven_parts(std::min(count, kUnevenCount), collective.world_size());
     devices.reduce_scatter(sums.data(), count);
+    devices.reduce_parts(part_sums.data(), parts);
     devices.all_gather(gathered.data(), count, sizeof(float));
     devices.all_gather(halves.data(), count, sizeof(std::uint16_t));
     devices.wait();
     const Slice slice = slice_of(count, collective.rank(), collective.world_size());
-    const std::vector<float> summed = sums.values();
+    const std::vector<float> summed = sums.values(), parts_summed = part_sums.values();
     write<float>(slice.of(std::span(summed)));
+    write<float>(parts[static_cast<std::size_t>(collective.rank())].of(std::span(parts_summed)));
     write<float>(gathered.values());
     write<std::uint16_t>(halves.values());
   }

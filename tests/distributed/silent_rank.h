@@ -18,6 +18,7 @@ class SilentRank : public Collective {
   void all_reduce(std::span<double>) override {}
   void reduce_scatter(std::span<float>) override {}
   void reduce_scatter(std::span<double>) override {}
+  void reduce_parts(std::span<float>, const std::vector<Slice>&) override {}
   void all_gather(std::span<float>) override {}
   void all_gather(std::span<double>) override {}
   std::vector<std::string> all_gather_bytes(const std::string& own) override {

@@ -203,6 +203,15 @@ TEST_CASE("7e9 parameters: by hand") {
   CHECK(static_cast<double>(find(sharded, "policy optimizer")->peak_bytes()) ==
         Approx(1.5 * parameters).epsilon(0.001));
   CHECK(find(sharded, "policy weights")->peak_bytes() == find(plan, "policy weights")->peak_bytes());
+  CHECK(find(sharded, "policy gradient")->peak_bytes() == find(plan, "policy gradient")->peak_bytes());
+  // ZeRO-2: an eighth of the gradient, and buffers of a layer and of what is in none.
+  const MemoryPlan sliced = plan_memory(options, setting_of("7.6e9,28,3584,512", 8, Sharding::kGradients));
+  const ModelConfig& model = setting.model;
+  const double rest =
+      static_cast<double>(((model.tied_embeddings ? 1 : 2) * model.vocab_size + 1) * model.hidden_size);
+  CHECK(static_cast<double>(find(sliced, "policy gradient")->peak_bytes()) ==
+        Approx(4 * (parameters / 8 + (parameters - rest) / 28 + rest)).epsilon(0.001));
+  CHECK(find(sliced, "policy optimizer")->peak_bytes() == find(sharded, "policy optimizer")->peak_bytes());
 }
 
 TEST_CASE("a plan knows K and V in fp8, and advises it on a GPU where it helps") {
@@ -272,6 +281,7 @@ TEST_CASE("advice fits, and the largest values it names are the largest") {
           if (key == "--shard")
             for (const Sharding s : {Sharding::kOptimizer, Sharding::kGradients, Sharding::kWeights})
               if (value == to_string(s)) changed.sharding = s;
+          if (key == "distributed.sharding" && value == "zero2") changed.sharding = Sharding::kGradients;
           const bool tokens = key.ends_with("max_tokens_per_micro_batch");
           if (!key.starts_with("--"))
             overrides.push_back(key + "=" +

@@ -25,6 +25,7 @@ void fill_rows(DeviceKernels<T>& table) {
   table.activation = activation<T>;
   table.activation_grad = activation_grad<T>;
   table.add = add<T>;
+  table.add_wide = add<Wide<T>>;
   table.scale = scale<T>;
   table.add_column_sums = add_column_sums<T>;
   table.embed = embed<T>;
