@@ -67,6 +67,22 @@ TEST_CASE("recorded log-probs equal those of a training pass, bit for bit") {
   }
 }
 
+TEST_CASE("a step takes 512 rows on a CPU, more on an accelerator, or what it is told") {
+  CHECK(step_tokens(0, true) == 4096);
+  CHECK(step_tokens(77, true) == 77);
+  Setup setup;
+  for (const std::int64_t told : {0, 300}) {
+    RolloutEngineOptions options;
+    options.max_tokens_per_step = told;
+    options.num_blocks = 100;
+    const auto engine = setup.engine(options);
+    for (PromptId id = 0; id < 8; ++id) engine->submit(make_request(id, 100, 2));
+    engine->step(setup.model.parameters().weights(), 0);
+    CHECK(engine->statistics().prefill_tokens + engine->statistics().decode_tokens ==
+          (told == 0 ? 512 : 300));
+  }
+}
+
 TEST_CASE("a sample does not depend on what runs beside it, on budgets or on threads") {
   Setup setup;
   const auto requests = mixed_requests();
