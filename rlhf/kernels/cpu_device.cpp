@@ -376,6 +376,10 @@ const DeviceKernels<T>& cpu_device_kernels() {
     k.draw = draw<T>;
     k.narrow = [](T* to, const T* from, std::int64_t n, void*) { std::copy_n(from, n, to); };
     k.adamw = adamw<T>;
+    k.hash_floats = [](std::uint64_t* result, std::uint64_t*, const float* x, std::int64_t n,
+                       std::uint64_t first, void*) {
+      *result = hash_floats({x, static_cast<std::size_t>(n)}, first);
+    };
     k.sum_squares = [](double* result, double*, const T* x, std::int64_t n, void* queue) {
       *result = compute_of<T>(queue).sum_squares(x, n);
     };

@@ -314,6 +314,9 @@ struct DeviceKernels {
   void (*adamw)(const AdamwFactors&, const OptimizerArgs<T>&, void* queue);
   /// *result = sum of x^2 in double; `workspace` holds kSumPartials doubles.
   void (*sum_squares)(double* result, double* workspace, const Wide<T>* x, std::int64_t n, void* queue);
+  /// *result = sum of float_hash_term(first + i, bits of x[i]); `workspace` holds kSumPartials numbers.
+  void (*hash_floats)(std::uint64_t* result, std::uint64_t* workspace, const float* x, std::int64_t n,
+                      std::uint64_t first, void* queue);
   /// *scale = clip_scale(sqrt(*square), max_norm), without the host.
   void (*clip)(double* scale, const double* square, double max_norm, void* queue);
 };

@@ -9,6 +9,7 @@
 
 #include "rlhf/core/error.h"
 #include "rlhf/core/random.h"
+#include "rlhf/kernels/float_hash.h"
 #include "rlhf/model/weight_file.h"
 
 namespace rlhf {
@@ -482,6 +483,11 @@ const typename Parameters<T>::Entry* Parameters<T>::find(const std::string& name
   for (const Entry& entry : entries_)
     if (entry.spec.name == name) return &entry;
   return nullptr;
+}
+
+template <class T>
+std::uint64_t Parameters<T>::learned_hash() const requires(std::is_same_v<T, float>) {
+  return resident_ ? resident_->learned_hash() : kernels::hash_floats({trainable_.data(), trainable_.size()});
 }
 
 template <class T>

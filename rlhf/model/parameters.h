@@ -105,6 +105,8 @@ class Parameters {
 
   /// Elements that learn.
   std::size_t num_trainable() const { return trainable_.size(); }
+  /// kernels::hash_floats of them, where they are newest; several ranks on accelerators ask together.
+  std::uint64_t learned_hash() const requires(std::is_same_v<T, float>);
   /// Flat views of what learns and of its gradient, in the same order. On an accelerator the weights are
   /// copied from there as far as they are newer, and, where the view can be written, are taken as written:
   /// ask again before writing again. The gradient is the host's, and not used there; empty where it is

@@ -1,10 +1,12 @@
 #include "rlhf/model/resident_weights.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 
 #include "rlhf/core/error.h"
 #include "rlhf/distributed/device_collective.h"
+#include "rlhf/kernels/float_hash.h"
 #include "rlhf/model/map_weights.h"
 
 namespace rlhf {
@@ -145,6 +147,25 @@ void ResidentWeights::update_host() {
   if (!host_is_old_.exchange(false)) return;
   accelerator_.memory->download(slice_.of(host_.learning).data(), master_.data(), master_.bytes());
   if (accelerator_.ranks) accelerator_.ranks->host().all_gather(host_.learning);
+}
+
+std::uint64_t ResidentWeights::learned_hash() const {
+  if (device_is_old_) return kernels::hash_floats(host_.learning);
+  Buffer<std::uint64_t> numbers(1 + static_cast<std::size_t>(kernels::kSumPartials), accelerator_.memory);
+  accelerator_.kernels->hash_floats(numbers.data(), numbers.data() + 1, master_.data(),
+                                    static_cast<std::int64_t>(master_.size()), slice_.begin,
+                                    accelerator_.memory->queue());
+  std::uint64_t hash = 0;
+  accelerator_.memory->download(&hash, numbers.data(), sizeof(hash));
+  if (!accelerator_.ranks) return hash;
+  std::uint64_t all = 0;
+  const std::string own(reinterpret_cast<const char*>(&hash), sizeof(hash));
+  for (const std::string& bytes : accelerator_.ranks->host().all_gather_bytes(own)) {
+    RLHF_CHECK(bytes.size() == sizeof(hash), "learned_hash: a rank sent ", bytes.size(), " bytes");
+    std::memcpy(&hash, bytes.data(), sizeof(hash));
+    all += hash;
+  }
+  return all;
 }
 
 void ResidentWeights::copy_from(ResidentWeights& other) {

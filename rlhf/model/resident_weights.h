@@ -74,6 +74,9 @@ class ResidentWeights {
   void device_written() { host_is_old_ = true; }
   /// Brings what the device has written; with several ranks from all of them: they call it together.
   void update_host();
+  /// kernels::hash_floats of what learns, without bringing it to the host; with several ranks of the slices
+  /// of all of them: they call it together.
+  std::uint64_t learned_hash() const;
   /// Takes over what another model of the same shape has learned, on the device.
   void copy_from(ResidentWeights& other);
 

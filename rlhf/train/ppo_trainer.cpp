@@ -144,11 +144,9 @@ Hashes PpoTrainer::hashes_after(const std::vector<PpoResponse>& responses) const
     add(response.sample.weight_versions);
     add(std::vector<double>{response.scored.score});
   }
-  Hashes hashes = {
-      {"samples", hash_text(samples)},
-      {"policy", hash_text(hash_values(std::as_const(models_.policy).parameters().trainable()))}};
-  if (models_.critic)
-    hashes.emplace_back("critic", hash_text(hash_values(std::as_const(*models_.critic).trainable())));
+  Hashes hashes = {{"samples", hash_text(samples)},
+                   {"policy", hash_text(models_.policy.parameters().learned_hash())}};
+  if (models_.critic) hashes.emplace_back("critic", hash_text(models_.critic->learned_hash()));
   return hashes;
 }
 

@@ -1,5 +1,6 @@
 // AdamW, gradient norm and clipping on every device against plain loops in double.
 #include "rlhf/kernels/adamw.h"
+#include "rlhf/kernels/float_hash.h"
 #include "tests/cuda/devices.h"
 
 using namespace rlhf;
@@ -75,6 +76,35 @@ TEMPLATE_TEST_CASE("the gradient norm and its clip stay on the device", "[device
       CHECK(got[1] == Approx(0.25 * norm / (norm + 1e-6)).epsilon(1e-9));
       CHECK(got[2] == 1);
       CHECK(got[3] == 1);
+    });
+  }
+}
+
+TEST_CASE("a hash of floats is a sum of SplitMix64's numbers", "[device]") {
+  // The first numbers of the generator with seed 0 (Vigna's splitmix64.c), which counts from one.
+  CHECK(kernels::float_hash_term(0, 0) == 0xE220A8397B1DCDAFU);
+  CHECK(kernels::float_hash_term(1, 0) == 0x6E789E6AA1B965F4U);
+  CHECK(kernels::hash_floats(std::vector<float>{0, 0}) == 0xE220A8397B1DCDAFU + 0x6E789E6AA1B965F4U);
+  // A sign, a place and a part of a row each make a difference, or none where they must not.
+  const std::vector<float> row = random_rounded<float>(1000, 8).stored;
+  const std::span<const float> all(row);
+  CHECK(kernels::hash_floats(all.first(400)) + kernels::hash_floats(all.subspan(400), 400) ==
+        kernels::hash_floats(all));
+  CHECK(kernels::hash_floats(all.subspan(400), 400) != kernels::hash_floats(all.subspan(400), 401));
+  CHECK(kernels::hash_floats(std::vector<float>{0.0F}) != kernels::hash_floats(std::vector<float>{-0.0F}));
+}
+
+TEMPLATE_TEST_CASE("floats have the same hash on every device", "[device]", float, Bfloat16) {
+  using T = TestType;
+  for (const std::int64_t n : {0, 1, 1000, 70000}) {
+    const std::vector<float> x = random_rounded<float>(n, 1).stored;
+    on_every_device<T>([&](const TestDevice<T>& device) {
+      INFO(device.name << ", " << n);
+      auto values = device.put(x);
+      auto numbers = device.put(std::vector<std::uint64_t>(1 + at(kernels::kSumPartials), 77));
+      device.ops->hash_floats(numbers.data(), numbers.data() + 1, values.data(), n, 123456789012U,
+                              device.queue());
+      CHECK(numbers.values()[0] == kernels::hash_floats(x, 123456789012U));
     });
   }
 }

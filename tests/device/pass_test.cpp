@@ -1,6 +1,7 @@
 // Passes and optimizer steps on an accelerator against float on the CPU.
 #include <cmath>
 
+#include "rlhf/kernels/float_hash.h"
 #include "rlhf/model/sequence_pass.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/optimizer.h"
@@ -256,6 +257,9 @@ TEST_CASE("host and accelerator see what the other has written", "[device]") {
     snapshot.copy_learned(model.parameters());
     CHECK(scores(snapshot) == after);
     CHECK(scores(model.parameters().frozen_copy()) == after);
+    const std::uint64_t hash = model.parameters().learned_hash();
+    CHECK(hash == kernels::hash_floats(std::as_const(model).parameters().trainable()));
+    CHECK(hash == snapshot.learned_hash());
     // Through the host, as a checkpoint goes.
     LanguageModel other = make_trained_model({});
     std::ranges::copy(std::as_const(model).parameters().trainable(), other.parameters().trainable().begin());

@@ -9,6 +9,7 @@
 #include "rlhf/config/writer.h"
 #include "rlhf/distributed/device_collective.h"
 #include "rlhf/distributed/gloo_collective.h"
+#include "rlhf/kernels/float_hash.h"
 #include "rlhf/train/language_model.h"
 #include "rlhf/train/optimizer.h"
 #include "rlhf/train/rank_device.h"
@@ -146,7 +147,9 @@ Learned take_steps(const Accelerator& accelerator, Collective& collective, Momen
   std::vector<Bfloat16> rounded(weights.size());
   accelerator.memory->download(rounded.data(), weights.shadow(), rounded.size() * sizeof(Bfloat16));
   for (const Bfloat16 value : rounded) learned.rounded.push_back(to_float(value));
+  const std::uint64_t hash = model.parameters().learned_hash();  // of the ranks' slices
   const auto masters = std::as_const(model).parameters().trainable();
+  REQUIRE(hash == kernels::hash_floats(masters));
   learned.masters.assign(masters.begin(), masters.end());
   // Moments of all ranks, behind the masters: what a checkpoint holds.
   for (const auto own : {optimizer.first_moment(), optimizer.second_moment()}) {

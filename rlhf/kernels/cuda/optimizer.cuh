@@ -4,6 +4,7 @@
 
 #include "rlhf/kernels/adamw.h"
 #include "rlhf/kernels/cuda/elementwise.cuh"
+#include "rlhf/kernels/float_hash.h"
 
 namespace rlhf::kernels::RLHF_GPU {
 
@@ -38,10 +39,20 @@ static __global__ void square_partials_kernel(double* partials, const float* x, 
   if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-static __global__ void sum_partials_kernel(double* result, const double* partials) {
-  double* scratch = block_shared<double>();
-  const double sum = block_sum(partials[threadIdx.x], scratch);
+template <class V>
+__global__ void sum_partials_kernel(V* result, const V* partials) {
+  const V sum = block_sum(partials[threadIdx.x], block_shared<V>());
   if (threadIdx.x == 0) *result = sum;
+}
+
+static __global__ void hash_partials_kernel(std::uint64_t* partials, const float* x, std::int64_t n,
+                                            std::uint64_t first) {
+  std::uint64_t sum = 0;
+  for_elements(n, [&](std::int64_t i) {
+    sum += float_hash_term(first + static_cast<std::uint64_t>(i), __builtin_bit_cast(std::uint32_t, x[i]));
+  });
+  sum = block_sum(sum, block_shared<std::uint64_t>());
+  if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
 static __global__ void clip_kernel(double* scale, const double* square, double max_norm) {
@@ -58,8 +69,16 @@ inline void sum_squares(double* result, double* workspace, const float* x, std::
   static_assert(kSumPartials == kThreads, "one thread per partial sum");
   launch("square_partials", square_partials_kernel, dim3(static_cast<unsigned>(kSumPartials)), kThreads,
          kWarp * sizeof(double), queue, workspace, x, n);
-  launch("sum_partials", sum_partials_kernel, dim3(1), kThreads, kWarp * sizeof(double), queue, result,
-         workspace);
+  launch("sum_partials", sum_partials_kernel<double>, dim3(1), kThreads, kWarp * sizeof(double), queue,
+         result, workspace);
+}
+
+inline void hash_floats(std::uint64_t* result, std::uint64_t* workspace, const float* x, std::int64_t n,
+                        std::uint64_t first, void* queue) {
+  launch("hash_partials", hash_partials_kernel, dim3(static_cast<unsigned>(kSumPartials)), kThreads,
+         kWarp * sizeof(std::uint64_t), queue, workspace, x, n, first);
+  launch("sum_hashes", sum_partials_kernel<std::uint64_t>, dim3(1), kThreads, kWarp * sizeof(std::uint64_t),
+         queue, result, workspace);
 }
 
 inline void clip(double* scale, const double* square, double max_norm, void* queue) {

@@ -46,6 +46,7 @@ void fill_rows(DeviceKernels<T>& table) {
   table.adamw = adamw<T>;
   table.sum_squares = sum_squares;
   table.clip = clip;
+  table.hash_floats = hash_floats;
 }
 
 }  // namespace rlhf::kernels::RLHF_GPU
