@@ -76,7 +76,7 @@ TEST_CASE("a step takes 512 rows on a CPU, more on an accelerator, or what it is
     options.max_tokens_per_step = told;
     options.num_blocks = 100;
     const auto engine = setup.engine(options);
-    for (PromptId id = 0; id < 8; ++id) engine->submit(make_request(id, 100, 2));
+    for (PromptId id = 0; id < 8; ++id) engine->submit(make_request(id, 90, 2));
     engine->step(setup.model.parameters().weights(), 0);
     CHECK(engine->statistics().prefill_tokens + engine->statistics().decode_tokens ==
           (told == 0 ? 512 : 300));
