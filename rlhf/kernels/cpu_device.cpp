@@ -11,6 +11,7 @@
 #include "rlhf/kernels/cpu_device_filter.h"
 #include "rlhf/kernels/cpu_device_fp8.h"
 #include "rlhf/kernels/device_kernels.h"
+#include "rlhf/kernels/float_hash.h"
 #include "rlhf/kernels/ops.h"
 
 namespace rlhf::kernels {
