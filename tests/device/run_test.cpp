@@ -156,9 +156,9 @@ TEST_CASE("a device never holds more than the budget", "[device]") {
     LooseQueue memory(std::make_shared<GuardedSpace>(std::size_t{1} << 30));
     const Attempt done = attempt_on(emulated_accelerator(memory), options, Start::kFresh);
     REQUIRE_FALSE(done.stopped);
-    // Tables of rows and the sums of a norm are not counted.
+    // Tables of rows, and the sums of a norm and of a hash (2 KiB each), are not counted.
     const std::size_t peak = memory.peak_bytes();
-    CHECK(peak <= budget + (8 << 10));
+    CHECK(peak <= budget + (10 << 10));
     CHECK(peak > budget / 4 * 3);
     CHECK(metric(done.steps.at({"ppo", 2}), "memory/device_peak_bytes", 0) <= static_cast<double>(peak));
     CHECK(metric(done.steps.at({"ppo", 2}), "memory/device_peak_bytes", 0) > static_cast<double>(peak) / 2);
