@@ -68,7 +68,7 @@ class Block {
     shared_bytes_ = shared_bytes;
     shared_.reset(new unsigned char[std::max<std::size_t>(shared_bytes, 1)]);  // aligned as a GPU's, to 16
     for (std::size_t i = 0; i < threads_.size(); ++i) {
-      threads_[i].stack.reset(new unsigned char[kStackBytes]);
+      threads_[i].stack = take_stack();
       start_order_.push_back(i);
     }
     if (order == Order::kDescending) std::reverse(start_order_.begin(), start_order_.end());
@@ -78,6 +78,12 @@ class Block {
         return std::pair(mix(a / kWarp), mix(a)) < std::pair(mix(b / kWarp), mix(b));
       });
   }
+
+  ~Block() {
+    for (Thread& thread : threads_) spare_stacks_.push_back(std::move(thread.stack));
+  }
+  Block(const Block&) = delete;
+  Block& operator=(const Block&) = delete;
 
   /// Runs `body` in every thread of the block.
   template <class Body>
@@ -89,7 +95,7 @@ class Block {
     barrier_arrived_ = barriers_passed_ = 0;
     misaligned_ = false;
     for (Thread& t : threads_) {
-      t.done = t.started = false;
+      t.done = false;
       t.barriers = t.shuffles = 0;
       t.copies.clear();
     }
@@ -185,11 +191,23 @@ class Block {
     std::vector<Copy> copies;
   };
 
+  using Stack = std::unique_ptr<unsigned char[]>;
+  static Stack take_stack() {
+    if (spare_stacks_.empty()) return Stack(new unsigned char[kStackBytes]);
+    Stack stack = std::move(spare_stacks_.back());
+    spare_stacks_.pop_back();
+    return stack;
+  }
+
+  // A thread stays for the next block of its launch: to begin one costs calls of the system.
   static void enter() {
-    Block& block = *current_block;
-    block.body_(block.context_);
-    block.threads_[block.current_].done = true;
-    _longjmp(block.scheduler_, 1);
+    for (;;) {
+      Block& block = *current_block;
+      block.body_(block.context_);
+      Thread& me = block.threads_[block.current_];
+      me.done = true;
+      if (_setjmp(me.state) == 0) _longjmp(block.scheduler_, 1);
+    }
   }
 
   // Runs the lanes of one warp up to what they wait for. @return whether one of them came any further
@@ -224,6 +242,7 @@ class Block {
     if (_setjmp(threads_[current_].state) == 0) _longjmp(scheduler_, 1);
   }
 
+  static inline thread_local std::vector<Stack> spare_stacks_;
   std::vector<Thread> threads_;
   std::vector<std::size_t> start_order_;
   std::unique_ptr<unsigned char[]> shared_;
