@@ -17,6 +17,22 @@ std::filesystem::path source_folder() {
   return std::filesystem::exists(RLHF_SOURCE_DIR) ? RLHF_SOURCE_DIR : std::filesystem::current_path();
 }
 
+// A model of tests/golden as the reference has it, and as devices get it.
+struct GoldenModel {
+  explicit GoldenModel(const std::string& name)
+      : folder(source_folder() / "tests" / "golden" / name),
+        config(load_model_config(folder)),
+        exact(config, {}, nullptr),
+        rounded(config, {}, nullptr) {
+    exact.load(*WeightFile::open(folder));
+    rounded.load(*WeightFile::open(folder));
+  }
+  std::filesystem::path folder;
+  ModelConfig config;
+  Parameters<double> exact;
+  Parameters<float> rounded;
+};
+
 struct Result {
   std::vector<double> hidden, dx;
   std::vector<std::vector<double>> gradients;  ///< of the parameters' entries
@@ -82,12 +98,8 @@ TEMPLATE_TEST_CASE("the decoder's forward and backward programs agree on every d
   using T = TestType;
   for (const char* name :
        {"model_llama_gqa_untied", "model_qwen3", "model_gemma2", "model_gpt2", "model_mistral"}) {
-    const auto folder = source_folder() / "tests" / "golden" / name;
-    const ModelConfig config = load_model_config(folder);
-    Parameters<double> exact_parameters(config, {}, nullptr);
-    Parameters<float> parameters(config, {}, nullptr);
-    exact_parameters.load(*WeightFile::open(folder));
-    parameters.load(*WeightFile::open(folder));
+    GoldenModel model(name);
+    const ModelConfig& config = model.config;
     std::vector<TokenId> first(23, 5), second;
     for (std::size_t i = 0; i < first.size(); ++i) first[i] = static_cast<TokenId>((i * 7 + 3) % 20 + 3);
     second.assign(first.begin(), first.begin() + 18);
@@ -102,10 +114,10 @@ TEMPLATE_TEST_CASE("the decoder's forward and backward programs agree on every d
     Compute<double> compute(pool, kernels::detect_cpu_isa());
     HostMemory host(&compute);
     DecoderRunner<double> reference(config, compute);
-    const Result expected = run(reference, host, exact_parameters.weights(), packed, upstream);
+    const Result expected = run(reference, host, model.exact.weights(), packed, upstream);
     on_every_device<T>([&](const TestDevice<T>& device) {
       INFO(name << ", " << device.name);
-      const DeviceWeights<T> weights(*device.memory, parameters.weights());
+      const DeviceWeights<T> weights(*device.memory, model.rounded.weights());
       CHECK(weights.bytes() > 0);
       DecoderRunner<T> runner(config, DeviceOps<T>(*device.ops, *device.memory));
       const Result got = run(runner, *device.memory, weights.weights(), packed, upstream);
@@ -115,12 +127,12 @@ TEMPLATE_TEST_CASE("the decoder's forward and backward programs agree on every d
       CHECK(distance(got.hidden, expected.hidden) < tolerance);
       CHECK(distance(got.dx, expected.dx) < tolerance);
       std::size_t gradients = 0;
-      for (std::size_t i = 0; i < parameters.entries().size(); ++i) {
-        const auto& entry = parameters.entries()[i];
+      for (std::size_t i = 0; i < model.rounded.entries().size(); ++i) {
+        const auto& entry = model.rounded.entries()[i];
         const Wide<T>* gradient = weights.gradient_of(entry.gradient);
         if (!gradient) continue;  // inside another tensor (k and v), or untouched by this backward pass
         const auto count = static_cast<std::size_t>(entry.spec.num_elements());
-        const double* exact_gradient = exact_parameters.entries()[i].gradient;
+        const double* exact_gradient = model.exact.entries()[i].gradient;
         const std::vector<double> values(exact_gradient, exact_gradient + count);
         if (norm_of(values) == 0) continue;
         ++gradients;
@@ -156,18 +168,14 @@ std::int64_t few_rows_products = 0;
 
 TEST_CASE("a decoder that prefers products of few rows computes the same", "[device]") {
   for (const char* name : {"model_llama_gqa_untied", "model_qwen3", "model_gemma2", "model_gpt2"}) {
-    const auto folder = source_folder() / "tests" / "golden" / name;
-    const ModelConfig config = load_model_config(folder);
-    Parameters<double> exact_parameters(config, {}, nullptr);
-    Parameters<float> parameters(config, {}, nullptr);
-    exact_parameters.load(*WeightFile::open(folder));
-    parameters.load(*WeightFile::open(folder));
+    GoldenModel model(name);
+    const ModelConfig& config = model.config;
     const std::vector<TokenId> tokens = {5, 9, 4, 7, 11, 3, 8, 6, 12, 4, 9};
     const PackedRows packed({tokens});
     ThreadPool pool(2);
     Compute<double> compute(pool, kernels::detect_cpu_isa());
     HostMemory host(&compute);
-    const auto expected = decode(DeviceOps<double>(compute), host, exact_parameters.weights(), packed);
+    const auto expected = decode(DeviceOps<double>(compute), host, model.exact.weights(), packed);
     on_every_device<Bfloat16>([&](const TestDevice<Bfloat16>& device) {
       INFO(name << ", " << device.name);
       kernels::DeviceKernels<Bfloat16> table = *device.ops;
@@ -178,7 +186,7 @@ TEST_CASE("a decoder that prefers products of few rows computes the same", "[dev
         ++few_rows_products;
         counted_kernels->few_rows_linear(args, N, queue);
       };
-      const DeviceWeights<Bfloat16> weights(*device.memory, parameters.weights());
+      const DeviceWeights<Bfloat16> weights(*device.memory, model.rounded.weights());
       const auto got =
           decode(DeviceOps<Bfloat16>(table, *device.memory), *device.memory, weights.weights(), packed);
       CHECK(distance(got, expected) < 0.05);
